@@ -1,9 +1,9 @@
 """How right loopwatch is: hundreds of faults of known line, cause and length, at random phase, around the threshold.
 
-Each trial blocks a watched loop once, in one of the contexts, for a length drawn below or above the threshold; the truth
-is measured in the blocking function itself.  Printed for each kind of fault: blocks seen and due, false reports (all as
-counts), the error of the duration in milliseconds (median and largest), and in percent how often the stack, the blamed
-line and the cause were right.  ``--check`` exits with 1 when a bar of the project's specification is missed.
+Each trial blocks a watched loop once, in one of the contexts, for a length drawn below or above the threshold; the
+truth is measured in the blocking function itself.  Printed for each kind of fault: blocks seen and due, false reports
+(all as counts), the error of the duration in milliseconds (median and largest), and in percent how often the stack,
+the blamed line and the cause were right.  ``--check`` exits with 1 when a bar of the project's specification is missed.
 
 Run: ``python benchmarks/accuracy.py [--trials 30] [--kinds regex,time_sleep] [--check]``
 """
@@ -25,7 +25,7 @@ from targets.faults import FAULTS
 from targets.trials import Outcome, must_not_report, must_report, run_trial, tolerance
 
 THRESHOLDS = (0.02, 0.05, 0.2)
-HEAD = "| kind | trials | due | seen once | missed or twice | false | error ms, median | largest | stack | culprit | cause |"
+HEAD = "| kind | trials | due | once | missed or twice | false | error ms, median | largest | stack | culprit | cause |"
 RIGHT = 99.0  # percent
 
 

@@ -26,15 +26,13 @@ def machine_facts() -> dict[str, str | int]:
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "kernel": f"{platform.system()} {platform.release()}",
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
 
 
 def describe_machine() -> str:
     facts = machine_facts()
-    return (
-        f"CPython {facts['python']}, {facts['cpu']} ({facts['cores']} cores), {facts['kernel']}, {facts['date']}"
-    )
+    return f"CPython {facts['python']}, {facts['cpu']} ({facts['cores']} cores), {facts['kernel']}, {facts['date']}"
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:

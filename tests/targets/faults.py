@@ -67,9 +67,7 @@ def membership(values: list[tuple[int, ...]]) -> object:
     return (*range(500), 2) in values  # culprit:membership
 
 
-@fault(
-    lambda s: s, {"c_call", "syscall"}, "holds the GIL in C, and sleeps in clock_nanosleep: both are true"
-)
+@fault(lambda s: s, {"c_call", "syscall"}, "holds the GIL in C, and sleeps in clock_nanosleep: both are true")
 def pydll_usleep(seconds: float) -> object:
     return usleep_holding_gil(int(seconds * 1e6))  # culprit:pydll_usleep
 
@@ -142,9 +140,7 @@ def pbkdf2(rounds: int) -> object:
     return hashlib.pbkdf2_hmac("sha256", b"password", b"salt", max(1, rounds))  # culprit:pbkdf2
 
 
-@fault(
-    lambda s: f"{max(0.0, s - 0.003):.6f}", {"syscall"}, "waits for the child, in wait4 or poll"
-)
+@fault(lambda s: f"{max(0.0, s - 0.003):.6f}", {"syscall"}, "waits for the child, in wait4 or poll")
 def subprocess_run(seconds: str) -> object:
     return subprocess.run(["sleep", seconds], check=True)  # culprit:subprocess_run
 
