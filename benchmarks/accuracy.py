@@ -83,13 +83,16 @@ class Tally:
     def row(self) -> str:
         median = statistics.median(self.errors) * 1e3 if self.errors else 0.0
         largest = max(self.errors, key=abs) * 1e3 if self.errors else 0.0
-        shares = " | ".join(f"{self.percent(n):.1f} %" for n in (self.stacks, self.culprits, self.causes))
+        parts = (self.stacks, self.culprits, self.causes)
+        shares = " | ".join(f"{self.percent(n):.1f} %" if self.once else "-" for n in parts)
         counts = f"{self.trials} | {self.due} | {self.once} | {self.wrong} | {self.false}"
         return f"| {self.name} | {counts} | {median:+.2f} | {largest:+.2f} | {shares} |"
 
     def failures(self) -> list[str]:
         """The bars that this kind misses, in words."""
         found = []
+        if not self.due:
+            found.append(f"{self.name}: no trial came to be due, nothing was measured; use more --trials")
         if self.wrong:
             found.append(f"{self.name}: {self.wrong} of {self.due} blocks not reported exactly once")
         if self.false:

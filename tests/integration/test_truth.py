@@ -288,16 +288,3 @@ def test_raise_hands_out_the_blocks() -> None:
     with pytest.raises(EventLoopBlockError) as caught:
         asyncio.run(main())
     assert len(caught.value.blocking_events) == 1
-
-
-def test_a_callable_action_gets_the_list_of_findings() -> None:
-    received: list[list[Any]] = []
-
-    async def main() -> float:
-        async with no_event_loop_blocking(action=received.append, threshold=THRESHOLD):
-            await asyncio.sleep(0)
-            return spin(0.08)
-
-    taken = asyncio.run(main())
-    assert [len(findings) for findings in received] == [1]
-    assert received[0][0].duration == pytest.approx(taken, abs=tolerance(taken))
