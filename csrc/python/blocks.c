@@ -1,0 +1,178 @@
+/* blocks.c: turns what a sampler saw of [from, until) into a RawBlock dict.
+ *
+ * The sampler is pinned by the caller, so its memory does not change while
+ * Python objects are made of it.  A segment's time runs between the midpoints
+ * of its border samples and their neighbours, clipped to the block.  Here too:
+ *
+ * - import: a stack that goes through importlib's _find_and_load, in the part
+ *   that is the program's (the newest 40 frames), is an import, whatever runs;
+ * - a block whose samples all lie outside a run_forever() was made by code
+ *   that ran between two runs of the loop: not a block, None is returned;
+ * - starved and stopped: read from the kernel's run-delay counter, and from
+ *   the watchdog's own lateness.  A block that is mostly such time and would
+ *   be under the threshold without it is marked as a stall. */
+#include "../core/clock.h"
+#include "../core/procfs.h"
+#include "../core/sysname.h"
+#include "watch.h"
+
+#define IMPORT_DEPTH 40
+
+PyObject *
+lw_frames_list(const lw_frame *frames, int n, const lw_textbuf *text)
+{
+    PyObject *list = PyList_New(n);
+    for (int i = 0; list != NULL && i < n; i++) {
+        const lw_frame *f = &frames[n - 1 - i]; /* kept newest first, given outermost first */
+        const char *file = text->base + f->file, *name = text->base + f->name;
+        PyObject *item = Py_BuildValue(
+            "(NNiiii)", PyUnicode_DecodeUTF8(file, (Py_ssize_t)strlen(file), "replace"),
+            PyUnicode_DecodeUTF8(name, (Py_ssize_t)strlen(name), "replace"), f->line, f->end_line, f->col, f->end_col);
+        if (item == NULL) {
+            Py_CLEAR(list);
+            break;
+        }
+        PyList_SET_ITEM(list, i, item);
+    }
+    return list;
+}
+
+static int
+frame_is(const lw_frame *f, const lw_textbuf *text, const char *file_part, const char *name_end)
+{
+    const char *name = text->base + f->name;
+    size_t have = strlen(name), want = strlen(name_end);
+    return have >= want && strcmp(name + have - want, name_end) == 0 && strstr(text->base + f->file, file_part) != NULL;
+}
+
+static int
+is_import(const lw_segment *seg, const lw_textbuf *text)
+{
+    for (int i = 0; i < seg->nframes && i < IMPORT_DEPTH; i++) {
+        if (frame_is(&seg->frames[i], text, "importlib._bootstrap", "_find_and_load")) {
+            return 1;
+        }
+        if (frame_is(&seg->frames[i], text, "asyncio", "_run_once")) {
+            return 0;
+        }
+    }
+    return 0;
+}
+
+static int
+in_loop(const lw_segment *seg, const lw_textbuf *text)
+{
+    if (seg->omitted || seg->nframes == 0) {
+        return 1; /* cannot tell: believe the probe */
+    }
+    for (int i = 0; i < seg->nframes; i++) {
+        if (frame_is(&seg->frames[i], text, "", "run_forever") || frame_is(&seg->frames[i], text, "", "_run_once")) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static PyObject *
+text_or_none(const lw_textbuf *text, uint32_t at)
+{
+    const char *s = text->base + at;
+    if (at == 0) {
+        Py_RETURN_NONE;
+    }
+    return PyUnicode_DecodeUTF8(s, (Py_ssize_t)strlen(s), "replace");
+}
+
+static PyObject *
+int_or_none(long value, int known)
+{
+    if (!known) {
+        Py_RETURN_NONE;
+    }
+    return PyLong_FromLong(value);
+}
+
+static PyObject *
+segment_dict(const lw_segment *seg, const lw_textbuf *text, uint64_t duration)
+{
+    enum lw_cause cause = is_import(seg, text) ? LW_IMPORT : lw_segment_cause(seg);
+    const char *call = cause == LW_SYSCALL || cause == LW_IMPORT ? lw_syscall_name(seg->syscall) : NULL;
+    char number[32];
+    if (cause == LW_SYSCALL && call == NULL) {
+        snprintf(number, sizeof(number), "number %ld", seg->syscall);
+        call = number;
+    }
+    int held = cause == LW_GIL && seg->holder_id != 0;
+    return Py_BuildValue(
+        "{s:N,s:i,s:K,s:I,s:s,s:z,s:N,s:N,s:N,s:N,s:N,s:N,s:N}", "frames",
+        lw_frames_list(seg->frames, seg->nframes, text), "omitted", seg->omitted, "duration_ns",
+        (unsigned long long)duration, "samples", (unsigned)seg->samples, "cause", lw_cause_names[cause], "syscall", call,
+        "holder_id", int_or_none(seg->holder_id, held), "holder_comm",
+        held ? text_or_none(text, seg->holder_comm) : Py_NewRef(Py_None), "holder_frames",
+        held ? lw_frames_list(seg->holder_frames, seg->holder_n, text) : Py_NewRef(Py_None), "task",
+        text_or_none(text, seg->task), "callback", text_or_none(text, seg->callback), "callback_index",
+        int_or_none(seg->index, seg->index >= 0), "callback_total", int_or_none(seg->total, seg->total >= 0));
+}
+
+static uint64_t
+clip(uint64_t at, uint64_t from, uint64_t until)
+{
+    return at < from ? from : at > until ? until : at;
+}
+
+PyObject *
+lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
+{
+    const lw_sampler *s = &self->w.sampler;
+    uint64_t duration = until - from, starved = 0, stopped = 0;
+    lw_sched sched;
+    PyObject *segments = NULL, *item = NULL;
+    int tid = atomic_load(&self->w.tid);
+
+    if (self->w.kind == LW_EPOLL || self->w.kind == LW_SELECTOR) {
+        int inside = s->n == 0;
+        for (uint32_t i = 0; i < s->n && !inside; i++) {
+            inside = in_loop(&s->segs[i], &s->text);
+        }
+        if (!inside) {
+            Py_RETURN_NONE;
+        }
+    }
+    if (s->delay_at != 0 && lw_read_schedstat(tid, &sched) == 0 && sched.delay_ns > s->delay_ns) {
+        starved = sched.delay_ns - s->delay_ns;
+        starved = starved < duration ? starved : duration;
+    }
+    stopped = s->stopped_ns < duration ? s->stopped_ns : duration;
+    uint64_t lost = starved + stopped < duration ? starved + stopped : duration;
+    int stall = lost * 2 > duration && duration - lost < threshold;
+
+    segments = PyList_New(0);
+    if (segments == NULL) {
+        goto fail;
+    }
+    for (uint32_t i = 0; i < s->n; i++) {
+        const lw_segment *seg = &s->segs[i];
+        uint64_t left = i == 0 ? s->span : (s->segs[i - 1].last_ns + seg->first_ns) / 2;
+        uint64_t right = i + 1 == s->n ? until : (seg->last_ns + s->segs[i + 1].first_ns) / 2;
+        left = clip(left, from, until);
+        right = clip(right, from, until);
+        if (right <= left) {
+            continue;
+        }
+        item = segment_dict(seg, &s->text, right - left);
+        if (item == NULL || PyList_Append(segments, item) < 0) {
+            goto fail;
+        }
+        Py_CLEAR(item);
+    }
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:k,s:i,s:N,s:I}", "start_ns", (unsigned long long)from,
+                         "wall_ns", (unsigned long long)(lw_wall_ns() - (lw_now_ns() - from)), "duration_ns",
+                         (unsigned long long)duration, "threshold_ns", (unsigned long long)threshold, "stopped_ns",
+                         (unsigned long long)stopped, "starved_ns", (unsigned long long)starved, "stall",
+                         stall ? Py_True : Py_False, "thread_ident", PyThread_get_thread_ident(), "thread_native_id",
+                         tid, "segments", segments, "dropped", (unsigned)s->dropped);
+fail:
+    Py_XDECREF(item);
+    Py_XDECREF(segments);
+    return NULL;
+}

@@ -1,0 +1,171 @@
+/* layout.c: fills and proves the table of offsets (see layout.h).
+ *
+ * asyncio's own objects have no published offsets before 3.14, and Task is a
+ * struct private to _asyncio.  So we look into one: make a Task whose name and
+ * coroutine we know on a loop that does nothing, and find the two pointers in
+ * its memory.  That holds on every version, C Task or not, and when it does
+ * not, names are simply missing.  The Task is never run; its coroutine is
+ * closed and its "destroyed but pending" message is switched off. */
+#define LW_COMPAT_INTERNALS
+#include "layout.h"
+
+#include "../core/saferead.h"
+#include "frames.h"
+
+lw_layout lw_lay;
+lw_asyncio_layout lw_alay;
+
+static char layout_text[160] = "fallback: not initialised";
+static int layout_good;
+
+/* Compare a safe walk of the calling thread with sys._getframe(); NULL or why not. */
+static const char *
+self_test(void)
+{
+    const char *why = NULL;
+    static lw_walk walk;
+    static lw_frame out[LW_MAX_FRAMES];
+    lw_textbuf text = {0};
+    char buf[8192];
+    PyFrameObject *frame = NULL;
+    PyCodeObject *code = NULL;
+
+    lw_textbuf_init(&text, buf, sizeof(buf));
+    frame = PyEval_GetFrame(); /* borrowed */
+    if (frame == NULL) {
+        return NULL; /* no Python code runs: nothing to compare with */
+    }
+    if (lw_walk_stack((uintptr_t)PyThreadState_Get(), &walk) < 0 || walk.n == 0) {
+        return "layout self-test: the stack could not be read";
+    }
+    code = PyFrame_GetCode(frame);
+    if (lw_untag(walk.raw[0].code) != (uintptr_t)code) {
+        why = "layout self-test: the newest frame is another one";
+        goto done;
+    }
+    if (lw_decode_frame(&walk.raw[0], &out[0], &text) < 0) {
+        why = "layout self-test: the code object could not be decoded";
+        goto done;
+    }
+    if (out[0].line != PyFrame_GetLineNumber(frame)) {
+        why = "layout self-test: a wrong line number";
+        goto done;
+    }
+    const char *qualname = PyUnicode_AsUTF8(code->co_qualname);
+    const char *filename = PyUnicode_AsUTF8(code->co_filename);
+    if (qualname == NULL || filename == NULL || strncmp(qualname, text.base + out[0].name, LW_MAX_TEXT - 4) != 0 ||
+        strncmp(filename, text.base + out[0].file, LW_MAX_TEXT - 4) != 0) {
+        PyErr_Clear();
+        why = "layout self-test: a wrong name";
+    }
+done:
+    Py_XDECREF(code);
+    return why;
+}
+
+int
+lw_layout_init(void)
+{
+    const char *why = lw_compat_layout(&lw_lay);
+    if (why == NULL && lw_mem_init() < 0) {
+        why = "neither process_vm_readv nor /proc/self/mem is allowed";
+    }
+    if (why == NULL && (lw_lay.fr_size > LW_FRAME_HEAD || lw_lay.co_size > LW_CODE_HEAD)) {
+        why = "frames or code objects are larger than expected";
+    }
+    if (why == NULL) {
+        why = self_test();
+    }
+    layout_good = why == NULL;
+    snprintf(layout_text, sizeof(layout_text), "%s%s", why ? "fallback: " : "exact", why ? why : "");
+    return 0;
+}
+
+int
+lw_layout_ok(void)
+{
+    return layout_good;
+}
+
+const char *
+lw_layout_text(void)
+{
+    return layout_text;
+}
+
+/* The offset in OWNER's own memory of a pointer to TARGET, or 0. */
+static size_t
+find_pointer(PyObject *owner, PyObject *target)
+{
+    Py_ssize_t size = Py_TYPE(owner)->tp_basicsize;
+    for (Py_ssize_t at = sizeof(PyObject); at + (Py_ssize_t)sizeof(void *) <= size; at += sizeof(void *)) {
+        uintptr_t word;
+        if (lw_mem_read((char *)owner + at, &word, sizeof(word)) == 0 && word == (uintptr_t)target) {
+            return (size_t)at;
+        }
+    }
+    return 0;
+}
+
+static const char probe_source[] =
+    "import asyncio\n"
+    "from asyncio import base_events\n"
+    "class L:\n"
+    "    def get_debug(self): return False\n"
+    "    def call_soon(self, *a, **k): pass\n"
+    "    def call_exception_handler(self, c): pass\n"
+    "    def is_running(self): return False\n"
+    "async def c(): pass\n"
+    "co = c()\n"
+    "name = ''.join(['loopwatch', '-layout'])\n"
+    "task = asyncio.Task(co, loop=L(), name=name)\n"
+    "task._log_destroy_pending = False\n"
+    "qualname = co.__qualname__\n"
+    "run_once = base_events.BaseEventLoop._run_once.__code__\n"
+    "names = run_once.co_varnames\n"
+    "slots = [names.index(n) if n in names else -1 for n in ('ntodo', 'i', 'handle')]\n";
+
+void
+lw_layout_asyncio(void)
+{
+    static int done;
+    PyObject *ns = NULL, *result = NULL, *closed = NULL;
+
+    if (done || !layout_good) {
+        return;
+    }
+    done = 1;
+    ns = PyDict_New();
+    if (ns == NULL || PyDict_SetItemString(ns, "__builtins__", PyEval_GetBuiltins()) < 0) {
+        goto end;
+    }
+    result = PyRun_String(probe_source, Py_file_input, ns, ns);
+    if (result == NULL) {
+        goto end;
+    }
+    PyObject *task = PyDict_GetItemString(ns, "task"); /* all borrowed from ns */
+    PyObject *co = PyDict_GetItemString(ns, "co");
+    PyObject *run_once = PyDict_GetItemString(ns, "run_once");
+    PyObject *slots = PyDict_GetItemString(ns, "slots");
+    PyObject *asyncio = PyDict_GetItemString(ns, "asyncio");
+    lw_alay.task_name = find_pointer(task, PyDict_GetItemString(ns, "name"));
+    lw_alay.task_coro = find_pointer(task, co);
+    lw_alay.task_type = (uintptr_t)Py_TYPE(task);
+    lw_alay.coro_qualname = find_pointer(co, PyDict_GetItemString(ns, "qualname"));
+    Py_INCREF(run_once); /* kept for good: compared by address */
+    lw_alay.run_once_code = (uintptr_t)run_once;
+    lw_alay.local_ntodo = (int)PyLong_AsLong(PyList_GET_ITEM(slots, 0));
+    lw_alay.local_i = (int)PyLong_AsLong(PyList_GET_ITEM(slots, 1));
+    lw_alay.local_handle = (int)PyLong_AsLong(PyList_GET_ITEM(slots, 2));
+    PyObject *handle_type = PyObject_GetAttrString(asyncio, "Handle");
+    if (handle_type != NULL) {
+        lw_alay.handle_callback = lw_slot_offset(handle_type, "_callback");
+        Py_DECREF(handle_type);
+    }
+    closed = PyObject_CallMethod(co, "close", NULL);
+end:
+    Py_XDECREF(closed);
+    Py_XDECREF(result);
+    Py_XDECREF(ns);
+    PyErr_Clear();
+}

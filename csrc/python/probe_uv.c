@@ -1,0 +1,291 @@
+/* probe_uv.c: the probe of uvloop, through its libuv.
+ *
+ * uvloop hands out its uv_loop_t; libuv runs "prepare" handles just before it
+ * polls and "check" handles just after.  Both callbacks run on the loop's
+ * thread without the GIL; only a span that is long enough for a scope takes it.
+ * Where libuv will not wait (uv_backend_timeout is 0), the prepare callback
+ * alone marks the border, so an iteration costs one clock reading.  That
+ * function also says 0 while descriptors wait to be registered, so the check
+ * callback asks libuv's own clock (milliseconds, read once a poll anyway)
+ * whether time went by after all.
+ *
+ * libuv's functions are looked up in uvloop's own extension module, which
+ * exports them or is linked with them; sizes come from uv_handle_size.  The
+ * handles are unref'd, so they keep no loop alive; their memory is freed by
+ * their close callbacks.  uvloop's close() fails over handles that are not its
+ * own, so an instance attribute `close` takes ours away first and then calls
+ * the method of the class; it is removed again with the probe. */
+#include "watch.h"
+
+#include <dlfcn.h>
+#include <stdlib.h>
+
+#include "../core/clock.h"
+
+#define UV_CHECK 2
+#define UV_PREPARE 9
+
+typedef void (*handle_cb)(void *handle);
+static struct {
+    int ready;
+    int (*prepare_init)(void *loop, void *handle);
+    int (*prepare_start)(void *handle, handle_cb cb);
+    int (*check_init)(void *loop, void *handle);
+    int (*check_start)(void *handle, handle_cb cb);
+    void (*close)(void *handle, handle_cb cb);
+    void (*unref)(void *handle);
+    size_t (*handle_size)(int type);
+    int (*backend_timeout)(const void *loop);
+    uint64_t (*now)(const void *loop);
+} uv;
+
+/* One probe: this head, then the two handles.  Owned by libuv until both are closed. */
+typedef struct {
+    Watch *watch; /* borrowed; NULL once detached */
+    void *loop;
+    int open;     /* handles not closed yet */
+    int skip;     /* this iteration should not wait: the check callback has nothing to do … */
+    uint64_t time; /* … unless libuv's own clock (ms) went on since */
+} uv_probe;
+
+#define ALIGNED(n) (((n) + 15) & ~(size_t)15)
+
+static void *
+prepare_of(uv_probe *p)
+{
+    return (char *)p + ALIGNED(sizeof(uv_probe));
+}
+
+static void *
+check_of(uv_probe *p)
+{
+    return (char *)prepare_of(p) + ALIGNED(uv.handle_size(UV_PREPARE));
+}
+
+static void
+on_prepare(void *handle)
+{
+    uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(sizeof(uv_probe)));
+    if (p->watch == NULL) {
+        return;
+    }
+    lw_watch *w = &p->watch->w;
+    uint64_t now = lw_now_ns(), busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
+    if (lw_span_is_long(w, busy, now)) {
+        PyGILState_STATE state = PyGILState_Ensure();
+        Watch *watch = (Watch *)Py_XNewRef(p->watch);
+        if (watch != NULL) {
+            lw_adopt_thread(w);
+            atomic_store(&w->busy, 0);
+            lw_span_end(watch, busy, now);
+            now = lw_now_ns();
+        }
+        int gone = p->watch == NULL;
+        Py_XDECREF(watch);
+        PyGILState_Release(state);
+        if (gone) {
+            return;
+        }
+    }
+    p->skip = uv.backend_timeout(p->loop) == 0;
+    if (p->skip) {
+        p->time = uv.now(p->loop);
+        lw_mark_busy(w, now);
+    }
+    else {
+        atomic_store_explicit(&w->busy, 0, memory_order_release);
+    }
+}
+
+static void
+on_check(void *handle)
+{
+    uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(uv.handle_size(UV_PREPARE)) - ALIGNED(sizeof(uv_probe)));
+    if (p->watch != NULL && (!p->skip || uv.now(p->loop) != p->time)) {
+        lw_mark_busy(&p->watch->w, lw_now_ns());
+    }
+}
+
+static void
+on_closed_prepare(void *handle)
+{
+    uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(sizeof(uv_probe)));
+    if (--p->open == 0) {
+        free(p);
+    }
+}
+
+static void
+on_closed_check(void *handle)
+{
+    uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(uv.handle_size(UV_PREPARE)) - ALIGNED(sizeof(uv_probe)));
+    if (--p->open == 0) {
+        free(p);
+    }
+}
+
+/* Look libuv's functions up in the file of the module uvloop.loop. */
+static const char *
+find_functions(void)
+{
+    PyObject *module = NULL, *file = NULL;
+    const char *why = NULL;
+    void *lib;
+
+    if (uv.ready) {
+        return NULL;
+    }
+    module = PyImport_ImportModule("uvloop.loop");
+    file = module ? PyObject_GetAttrString(module, "__file__") : NULL;
+    const char *path = file ? PyUnicode_AsUTF8(file) : NULL;
+    if (path == NULL) {
+        why = "the module uvloop.loop has no file";
+        goto done;
+    }
+    lib = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
+    if (lib == NULL) {
+        why = "uvloop's extension module cannot be opened";
+        goto done;
+    }
+    *(void **)&uv.prepare_init = dlsym(lib, "uv_prepare_init");
+    *(void **)&uv.prepare_start = dlsym(lib, "uv_prepare_start");
+    *(void **)&uv.check_init = dlsym(lib, "uv_check_init");
+    *(void **)&uv.check_start = dlsym(lib, "uv_check_start");
+    *(void **)&uv.close = dlsym(lib, "uv_close");
+    *(void **)&uv.unref = dlsym(lib, "uv_unref");
+    *(void **)&uv.handle_size = dlsym(lib, "uv_handle_size");
+    *(void **)&uv.backend_timeout = dlsym(lib, "uv_backend_timeout");
+    *(void **)&uv.now = dlsym(lib, "uv_now");
+    if (!uv.prepare_init || !uv.prepare_start || !uv.check_init || !uv.check_start || !uv.close || !uv.unref ||
+        !uv.handle_size || !uv.backend_timeout || !uv.now) {
+        why = "uvloop's extension module does not export libuv's functions";
+        goto done;
+    }
+    uv.ready = 1; /* the handle of dlopen is kept: the module is never unloaded */
+done:
+    PyErr_Clear();
+    Py_XDECREF(file);
+    Py_XDECREF(module);
+    return why;
+}
+
+static void *
+loop_pointer(PyObject *loop)
+{
+    PyObject *module = PyImport_ImportModule("uvloop.loop"), *capsule = NULL;
+    void *pointer = NULL;
+    if (module != NULL) {
+        capsule = PyObject_CallMethod(module, "libuv_get_loop_t_ptr", "O", loop);
+    }
+    if (capsule != NULL && PyCapsule_CheckExact(capsule)) {
+        pointer = PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule));
+    }
+    Py_XDECREF(capsule);
+    Py_XDECREF(module);
+    PyErr_Clear();
+    return pointer;
+}
+
+int
+lw_probe_uv_find(PyObject *loop, char *why, size_t cap)
+{
+    const char *reason = find_functions();
+    if (reason == NULL && loop_pointer(loop) == NULL) {
+        reason = "uvloop does not hand out its uv_loop_t";
+    }
+    if (reason != NULL) {
+        snprintf(why, cap, "%s", reason);
+        return -1;
+    }
+    return 0;
+}
+
+/* loop.close() while the probe is installed. */
+static PyObject *
+close_loop(PyObject *self, PyObject *Py_UNUSED(unused))
+{
+    Watch *watch = (Watch *)PyCapsule_GetPointer(self, "loopwatch.watch");
+    if (watch == NULL) {
+        return NULL;
+    }
+    PyObject *loop = Py_NewRef(watch->loop), *result;
+    lw_probe_uv_detach(watch);
+    result = PyObject_CallMethod(loop, "close", NULL);
+    Py_DECREF(loop);
+    return result;
+}
+
+static PyMethodDef close_def = {"close", (PyCFunction)close_loop, METH_NOARGS, "Close the event loop."};
+
+static void
+drop_watch(PyObject *capsule)
+{
+    Py_XDECREF((PyObject *)PyCapsule_GetPointer(capsule, "loopwatch.watch"));
+}
+
+int
+lw_probe_uv_init(PyObject *Py_UNUSED(module))
+{
+    return 0;
+}
+
+int
+lw_probe_uv_attach(Watch *self)
+{
+    void *loop = loop_pointer(self->loop);
+    PyObject *capsule = NULL, *closer = NULL;
+    uv_probe *p = NULL;
+
+    if (loop == NULL || !uv.ready) {
+        PyErr_SetString(PyExc_RuntimeError, "uvloop did not hand out its uv_loop_t: the loop is closed");
+        return -1;
+    }
+    capsule = PyCapsule_New(Py_NewRef(self), "loopwatch.watch", drop_watch);
+    closer = capsule ? PyCFunction_New(&close_def, capsule) : NULL;
+    p = calloc(1, ALIGNED(sizeof(*p)) + ALIGNED(uv.handle_size(UV_PREPARE)) + uv.handle_size(UV_CHECK));
+    if (closer == NULL || p == NULL || PyObject_SetAttrString(self->loop, "close", closer) < 0) {
+        if (!PyErr_Occurred()) {
+            PyErr_NoMemory();
+        }
+        free(p);
+        Py_XDECREF(closer);
+        Py_XDECREF(capsule);
+        return -1;
+    }
+    p->watch = self;
+    p->loop = loop;
+    p->open = 2;
+    uv.prepare_init(loop, prepare_of(p)); /* these four cannot fail */
+    uv.check_init(loop, check_of(p));
+    uv.prepare_start(prepare_of(p), on_prepare);
+    uv.check_start(check_of(p), on_check);
+    uv.unref(prepare_of(p));
+    uv.unref(check_of(p));
+    self->uv = p;
+    Py_XSETREF(self->probe, closer);
+    Py_DECREF(capsule);
+    return 0;
+}
+
+void
+lw_probe_uv_detach(Watch *self)
+{
+    PyObject *type, *value, *traceback;
+    uv_probe *p = self->uv;
+    if (p == NULL) {
+        return;
+    }
+    PyErr_Fetch(&type, &value, &traceback);
+    self->uv = NULL;
+    p->watch = NULL;
+    uv.close(prepare_of(p), on_closed_prepare);
+    uv.close(check_of(p), on_closed_check);
+    PyObject *dict = PyObject_GenericGetDict(self->loop, NULL);
+    if (dict != NULL && PyDict_GetItemString(dict, "close") == self->probe) {
+        PyObject_SetAttrString(self->loop, "close", NULL);
+    }
+    PyErr_Clear();
+    Py_XDECREF(dict);
+    Py_CLEAR(self->probe);
+    PyErr_Restore(type, value, traceback);
+}

@@ -1,0 +1,270 @@
+/* sampler.c: see sampler.h. */
+#include "sampler.h"
+
+#include "../core/clock.h"
+#include "../core/procfs.h"
+#include "../core/saferead.h"
+#include "../core/sysname.h"
+#include "layout.h"
+#include "taskname.h"
+
+const char *const lw_cause_names[LW_CAUSES] = {"python",  "c_call",  "syscall", "lock",   "gil",
+                                               "starved", "stopped", "gc",      "import", "unknown"};
+_Atomic uint64_t lw_count_samples, lw_count_failed;
+
+static lw_walk walk, holder_walk; /* the registry lock's */
+static lw_frame decoded[LW_MAX_FRAMES];
+
+int
+lw_sampler_open(lw_sampler *s)
+{
+    memset(s, 0, sizeof(*s));
+    return lw_arena_open(&s->arena, LW_ARENA_SIZE);
+}
+
+void
+lw_sampler_close(lw_sampler *s)
+{
+    lw_arena_close(&s->arena);
+}
+
+void
+lw_sampler_begin(lw_sampler *s, uint64_t span)
+{
+    lw_arena_reset(&s->arena);
+    s->span = span;
+    s->n = s->dropped = s->dull = 0;
+    s->last_ns = 0;
+    s->stopped_ns = 0;
+    s->hang_next = 0;
+    s->segs = lw_arena_take(&s->arena, LW_MAX_SEGMENTS * sizeof(lw_segment));
+    char *text = lw_arena_take(&s->arena, LW_TEXT_SIZE);
+    if (text != NULL) {
+        lw_textbuf_init(&s->text, text, LW_TEXT_SIZE);
+    }
+}
+
+void
+lw_sampler_baseline(lw_sampler *s, int tid, uint64_t now)
+{
+    lw_sched sched;
+    if (lw_read_schedstat(tid, &sched) == 0) {
+        s->delay_at = now;
+        s->delay_ns = sched.delay_ns;
+    }
+}
+
+typedef struct {
+    enum lw_cause cause;
+    long syscall;
+    uintptr_t holder;
+    int running;
+} evidence;
+
+static void
+weigh(uintptr_t tstate, int tid, evidence *ev)
+{
+    lw_syscall sys = {0};
+    uintptr_t interp = 0, gil = lw_lay.gil_fixed, holder = 0;
+    int locked = 0, collecting = 0;
+
+    ev->cause = LW_UNKNOWN;
+    ev->syscall = -1;
+    ev->holder = 0;
+    ev->running = 0;
+    if (lw_read_syscall(tid, &sys) < 0) {
+        return;
+    }
+    if (lw_layout_ok() && lw_read_ptr(tstate + lw_lay.ts_interp, &interp) == 0) {
+        if (gil == 0) {
+            (void)lw_read_ptr(interp + lw_lay.in_gil, &gil);
+        }
+        if (gil != 0 && (lw_read_ptr(gil + lw_lay.gil_holder, &holder) < 0 ||
+                         lw_mem_read((const void *)(gil + lw_lay.gil_locked), &locked, sizeof(locked)) < 0)) {
+            locked = 0;
+        }
+        if (lw_mem_read((const void *)(interp + lw_lay.in_gc_collecting), &collecting, sizeof(collecting)) < 0) {
+            collecting = 0;
+        }
+    }
+    switch (sys.state) {
+    case LW_SYS_IN_CALL:
+        if (!lw_syscall_is_futex(sys.nr)) {
+            ev->cause = LW_SYSCALL;
+            ev->syscall = sys.nr;
+        }
+        else if (gil != 0 && sys.args[0] >= gil && sys.args[0] < gil + lw_lay.gil_size) {
+            ev->cause = LW_GIL;
+            ev->holder = locked && holder != tstate ? holder : 0;
+        }
+        else {
+            ev->cause = LW_LOCK;
+            ev->syscall = sys.nr;
+        }
+        break;
+    case LW_SYS_RUNNING:
+    case LW_SYS_BLOCKED_NO_CALL: /* a page fault */
+        ev->running = 1;
+        ev->cause = collecting == 1 && locked == 1 && holder == tstate ? LW_GC : LW_C_CALL;
+        break;
+    default:
+        break;
+    }
+}
+
+/* Decode walk into decoded[], reusing what the segment before has in common with it. */
+static int
+decode(lw_sampler *s, const lw_walk *w, const lw_segment *before)
+{
+    int n = 0, back;
+    for (int i = 0; i < w->n; i++) {
+        back = before == NULL ? -1 : before->nframes - (w->n - i); /* counted from the outermost */
+        if (back >= 0 && before->frames[back].code == w->raw[i].code && before->frames[back].instr == w->raw[i].instr) {
+            decoded[n++] = before->frames[back];
+        }
+        else if (lw_decode_frame(&w->raw[i], &decoded[n], &s->text) == 0) {
+            n++;
+        }
+    }
+    return n;
+}
+
+static int
+same_stack(const lw_segment *seg, int n)
+{
+    if (seg->nframes != n) {
+        return 0;
+    }
+    for (int i = 0; i < n; i++) {
+        if (seg->frames[i].code != decoded[i].code || seg->frames[i].line != decoded[i].line) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static void
+blame_holder(lw_sampler *s, lw_segment *seg, uintptr_t holder)
+{
+    unsigned long native = 0;
+    char comm[32];
+    if (holder == 0 || seg->holder_id != 0 || lw_walk_stack(holder, &holder_walk) < 0 ||
+        lw_mem_read((const void *)(holder + lw_lay.ts_native_id), &native, sizeof(native)) < 0) {
+        return;
+    }
+    int n = decode(s, &holder_walk, NULL);
+    lw_frame *kept = lw_arena_take(&s->arena, (size_t)(n ? n : 1) * sizeof(lw_frame));
+    if (kept == NULL) {
+        return;
+    }
+    memcpy(kept, decoded, (size_t)n * sizeof(lw_frame));
+    seg->holder_frames = kept;
+    seg->holder_n = n;
+    seg->holder_id = (int)native;
+    if (lw_read_comm((pid_t)native, comm, sizeof(comm)) == 0) {
+        seg->holder_comm = lw_textbuf_add(&s->text, comm);
+    }
+}
+
+static lw_segment *
+new_segment(lw_sampler *s, const lw_walk *w, int n, const lw_callback *where, uint64_t now)
+{
+    if (s->n >= LW_MAX_SEGMENTS) {
+        return NULL;
+    }
+    lw_frame *kept = lw_arena_take(&s->arena, (size_t)(n ? n : 1) * sizeof(lw_frame));
+    if (kept == NULL) {
+        return NULL;
+    }
+    lw_segment *seg = &s->segs[s->n++];
+    memset(seg, 0, sizeof(*seg));
+    memcpy(kept, decoded, (size_t)n * sizeof(lw_frame));
+    seg->frames = kept;
+    seg->nframes = n;
+    seg->omitted = w->omitted;
+    seg->syscall = -1;
+    seg->first_ns = now;
+    lw_callback named = *where;
+    lw_callback_names(&named, &s->text);
+    seg->index = where->index;
+    seg->total = where->total;
+    seg->handle = where->handle;
+    seg->task = named.task;
+    seg->callback = named.callback;
+    return seg;
+}
+
+void
+lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64_t *busy, uint64_t interval)
+{
+    evidence ev;
+    lw_callback where = {-1, -1, 0, 0, 0};
+    lw_segment *seg = s->n ? &s->segs[s->n - 1] : NULL;
+    uint64_t now = lw_now_ns();
+    uint64_t share = s->last_ns ? now - s->last_ns : interval;
+    int n = 0;
+
+    if (s->segs == NULL || s->text.base == NULL) {
+        s->dropped++;
+        return;
+    }
+    weigh(tstate, tid, &ev);
+    walk.n = walk.omitted = walk.moved = 0;
+    if (lw_layout_ok() && lw_walk_stack(tstate, &walk) == 0) {
+        lw_callback_where(&walk, &where);
+        n = decode(s, &walk, seg);
+    }
+    else {
+        lw_count_failed++;
+    }
+    if (atomic_load_explicit(busy, memory_order_acquire) != s->span) {
+        return; /* the span ended while we looked: whatever we saw may be of the next one */
+    }
+    lw_count_samples++;
+    if (seg == NULL || !same_stack(seg, n) || seg->handle != where.handle || seg->index != where.index) {
+        seg = new_segment(s, &walk, n, &where, now);
+        if (seg == NULL) {
+            s->dropped++;
+            s->last_ns = now;
+            return;
+        }
+    }
+    else if (ev.running && (seg->newest_instr != (walk.n ? walk.raw[0].instr : 0))) {
+        seg->changed++;
+    }
+    if (walk.n > 0) {
+        seg->newest = walk.raw[0].frame;
+        seg->newest_instr = walk.raw[0].instr;
+    }
+    if (ev.running) {
+        seg->running++;
+        if (walk.moved) {
+            seg->changed++;
+        }
+    }
+    if (ev.syscall >= 0 && ev.cause == LW_SYSCALL) {
+        seg->syscall = ev.syscall;
+    }
+    if (ev.cause == LW_GIL) {
+        blame_holder(s, seg, ev.holder);
+    }
+    seg->vote_ns[ev.cause] += share;
+    seg->samples++;
+    seg->last_ns = now;
+    s->last_ns = now;
+}
+
+enum lw_cause
+lw_segment_cause(const lw_segment *seg)
+{
+    enum lw_cause best = LW_UNKNOWN;
+    for (int c = 0; c < LW_CAUSES; c++) {
+        if (seg->vote_ns[c] > seg->vote_ns[best]) {
+            best = (enum lw_cause)c;
+        }
+    }
+    if (best == LW_C_CALL && seg->changed * 4 > seg->running) {
+        best = LW_PYTHON;
+    }
+    return best;
+}

@@ -1,0 +1,80 @@
+/* sampler.h: what one loop's thread did during one span, as the watchdog saw it.
+ *
+ * A sample is a stack plus evidence of why time passes: the system call the
+ * thread sits in, whether it waits for the GIL and who holds it, whether the
+ * garbage collector runs, how long it was ready but had no CPU.  Runs of
+ * samples with the same stack (same code and line in every frame) form a
+ * segment; a sample speaks for the time up to the midpoints to its neighbours.
+ *
+ * Why each cause is what it is:
+ *   GIL      a futex inside the interpreter's GIL struct, held by another
+ *            thread: whoever waits for any other lock waits elsewhere.
+ *   lock     any other futex.
+ *   Python   runs, and the newest instruction moved during the walk, or
+ *            between equal samples.   C call: runs, and nothing moved.
+ *   gc       the interpreter's "collecting" flag while this thread runs.
+ *   starved  the kernel counted most of the time as ready-but-not-running.
+ * Import is told from the stack when a block is built (blocks.c).
+ *
+ * Which callback of an iteration ran is read from the locals of the
+ * `_run_once` frame below it (`i`, `ntodo`, `handle`), so it costs the loop
+ * nothing, on every version.
+ *
+ * All of it lives in one mmap'ed arena a loop, reset at each span; nothing is
+ * allocated while sampling.  Full buffers count what they drop.  Everything
+ * here is touched under the registry lock only. */
+#ifndef LW_SAMPLER_H
+#define LW_SAMPLER_H
+
+#include <stdatomic.h>
+
+#include "../core/arena.h"
+#include "frames.h"
+
+#define LW_ARENA_SIZE (2u << 20)
+#define LW_TEXT_SIZE (192u * 1024)
+#define LW_MAX_SEGMENTS 1024
+
+enum lw_cause {
+    LW_PYTHON, LW_C_CALL, LW_SYSCALL, LW_LOCK, LW_GIL, LW_STARVED, LW_STOPPED, LW_GC, LW_IMPORT, LW_UNKNOWN, LW_CAUSES
+};
+extern const char *const lw_cause_names[LW_CAUSES];
+
+typedef struct {
+    uint64_t first_ns, last_ns; /* of its samples */
+    uint64_t vote_ns[LW_CAUSES];
+    uint32_t samples, changed, running;
+    long syscall;               /* the last one seen that counted as system call; -1 none */
+    int nframes, omitted;
+    lw_frame *frames;           /* in the arena, newest first */
+    int holder_id, holder_n;
+    uint32_t holder_comm;
+    lw_frame *holder_frames;
+    uintptr_t newest, newest_instr, handle;
+    int index, total;           /* callback of the iteration, -1 unknown */
+    uint32_t task, callback;
+} lw_segment;
+
+typedef struct {
+    uint64_t span;              /* busy_since of the span sampled; 0 = none */
+    uint64_t last_ns;           /* of the newest sample */
+    uint64_t delay_at, delay_ns; /* run-delay counter: when read, and its value, before the span's first sample */
+    uint64_t stopped_ns;        /* of this span, the process did not run */
+    uint32_t n, dropped, dull;
+    lw_segment *segs;
+    lw_arena arena;
+    lw_textbuf text;
+    uint64_t hang_next;
+} lw_sampler;
+
+int lw_sampler_open(lw_sampler *s);
+void lw_sampler_close(lw_sampler *s);
+void lw_sampler_begin(lw_sampler *s, uint64_t span);
+/* Take one sample of thread TID whose state is at TSTATE.  busy: where its
+ * span's beginning is kept; the sample is thrown away when that changed. */
+void lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64_t *busy, uint64_t interval);
+void lw_sampler_baseline(lw_sampler *s, int tid, uint64_t now);
+extern _Atomic uint64_t lw_count_samples, lw_count_failed;
+enum lw_cause lw_segment_cause(const lw_segment *seg);
+
+#endif

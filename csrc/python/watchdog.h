@@ -1,0 +1,70 @@
+/* watchdog.h: the one thread that looks at loops from outside.
+ *
+ * A pthread a process, all signals blocked, that never holds or waits for the
+ * GIL, never allocates, and touches other threads' memory by safe reads only.
+ * It sleeps on a condition with a timeout; the timeout is the timer, and the
+ * condition is how it is told to stop or that an earlier deadline came.  It
+ * starts with the first watch; when the last one is gone it goes on ticking
+ * slowly for a while (so that a guard need not wake it) and then parks.
+ *
+ * One lock, the registry lock, guards the list of watches, every sampler and
+ * the static buffers of frames.c.  Nobody calls into Python while holding it,
+ * so a thread that holds the GIL waits for it no longer than one sample takes
+ * (some 0.1 ms).  `pinned` keeps the watchdog from a sampler whose contents a
+ * thread with the GIL turns into Python objects without the lock.
+ *
+ * Stopped process: when the watchdog wakes far later than planned although the
+ * kernel does not count it as ready-but-waiting meanwhile, nothing in the
+ * process ran (SIGSTOP, a debugger, a paused machine).  That time is taken
+ * down against every span it fell into.
+ *
+ * Fork: prepare takes the lock, so the child finds everything whole; the child
+ * has no watchdog until lw_watchdog_start() is called again there. */
+#ifndef LW_WATCHDOG_H
+#define LW_WATCHDOG_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "sampler.h"
+
+enum lw_kind { LW_EPOLL, LW_SELECTOR, LW_UV, LW_TRIO, LW_GENERIC };
+
+/* One watched loop, without any Python object. */
+typedef struct lw_watch {
+    /* written by the loop's own thread (a generic one's: by the watchdog), read by both */
+    _Atomic uint64_t busy;     /* CLOCK_MONOTONIC ns at which the present span began; 0: waits for I/O */
+    _Atomic uint64_t spans;    /* begun so far */
+    _Atomic uintptr_t tstate;  /* of the thread that runs it */
+    _Atomic int tid;
+    _Atomic uint64_t min_threshold, interval; /* of the open scopes */
+    enum lw_kind kind;
+    /* under the registry lock */
+    int registered, pinned;
+    uint64_t next_ns, spans_seen;
+    lw_sampler sampler;
+    /* generic: a finished span that waits to be handed over */
+    _Atomic uint64_t pending_start, pending_end;
+    int epoll_seen;
+    void *owner; /* the Watch object, borrowed; never touched by the watchdog */
+} lw_watch;
+
+int lw_watchdog_start(void);             /* idempotent; -1 and errno */
+void lw_watchdog_stop(void);             /* joins; for interpreter exit */
+int lw_watchdog_add(lw_watch *w);        /* -1: no memory or no thread */
+void lw_watchdog_remove(lw_watch *w);
+void lw_watchdog_hurry(uint64_t threshold); /* a scope with that threshold was opened */
+void lw_lock(void);
+void lw_unlock(void);
+void lw_account_gap(lw_watch *w, uint64_t now); /* locked: has the process been stopped until just now? */
+int lw_watchdog_after_fork(void);
+void lw_watchdog_hang(uint64_t after_ns, int fd);
+void lw_watchdog_stress(uintptr_t tstate, int tid, uint64_t interval);
+void lw_watchdog_set_drain(int (*drain)(void *)); /* given to Py_AddPendingCall for generic watches */
+
+typedef struct {
+    uint64_t samples, ticks, cpu_ns, watches, failed_reads, running;
+} lw_watchdog_numbers;
+void lw_watchdog_read(lw_watchdog_numbers *out);
+
+#endif

@@ -1,0 +1,71 @@
+"""The C core, as Python sees it.  Durations and times are whole nanoseconds; stacks are outermost first."""
+
+from collections.abc import Callable
+from typing import Any, Final, TypedDict
+
+RawFrame = tuple[str, str, int, int, int, int]
+"""filename, qualified name, line, end line, column, end column (UTF-8 byte offsets from 0).
+
+Line 0 and columns -1 mean unknown.
+"""
+
+class RawSegment(TypedDict):
+    frames: list[RawFrame]
+    omitted: int  # frames left out between the outer and the inner part of a very deep stack
+    duration_ns: int
+    samples: int
+    cause: str  # one of CAUSES
+    syscall: str | None  # name of the system call the thread sat in
+    holder_id: int | None  # native id of the thread that held the GIL
+    holder_comm: str | None  # the kernel's name of that thread when it was seen
+    holder_frames: list[RawFrame] | None
+    task: str | None  # name of the asyncio task that ran
+    callback: str | None  # what the loop called: coroutine or function, qualified
+    callback_index: int | None  # which of the iteration's callbacks it was, from 0
+    callback_total: int | None  # how many callbacks the iteration ran
+
+class RawBlock(TypedDict):
+    start_ns: int  # CLOCK_MONOTONIC
+    wall_ns: int  # Unix time at which it began
+    duration_ns: int
+    threshold_ns: int
+    stopped_ns: int  # of the duration: the whole process did not run (SIGSTOP, debugger)
+    starved_ns: int  # of the duration: ready to run, but the CPU was busy with others
+    stall: bool  # told apart: mostly stopped or starved, and under the threshold without that
+    thread_ident: int
+    thread_native_id: int
+    segments: list[RawSegment]
+    dropped: int  # samples that found no room
+
+CAUSES: Final[tuple[str, ...]]  # python c_call syscall lock gil starved stopped gc import unknown
+LAYOUT: Final[str]  # "exact" | "fallback: why": how stacks of other threads are read
+
+class Scope:
+    """A stretch of watching on one Watch.  close() is idempotent."""
+
+    closed: bool
+    def take(self) -> list[RawBlock]: ...
+    def close(self) -> list[RawBlock]: ...
+
+class Watch:
+    """One watched loop.  Its probe is installed by the first scope and taken away with the last."""
+
+    kind: str  # selector-epoll | selector | uv | trio | generic
+    exact: bool  # spans are measured by a probe, not looked for by the watchdog
+    scopes: int  # how many are open
+    def __init__(self, loop: Any, kind: str) -> None: ...
+    def open_scope(
+        self, threshold_ns: int, interval_ns: int, on_block: Callable[[RawBlock], object] | None = None
+    ) -> Scope: ...
+    def busy(self) -> None: ...  # trio: after_io_wait
+    def idle(self) -> None: ...  # trio: before_io_wait
+    def abandon(self) -> None: ...  # the loop is being closed: take the probe away, keep findings
+
+def set_hang_report(after_ns: int, fd: int) -> None:
+    """Report loops that have not come back for after_ns, then at doubling intervals; 0 switches it off."""
+
+def watchdog_info() -> dict[str, int]: ...  # samples, ticks, cpu_ns, watches, failed_reads, running
+def stress_sampling(thread_ident: int, interval_ns: int) -> None:
+    """For tests: sample that thread as fast as asked, discarding results; interval_ns 0 ends it."""
+
+def stack_of(native_id: int) -> list[RawFrame]: ...  # read as the watchdog would, of any thread
