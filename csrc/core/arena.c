@@ -2,8 +2,9 @@
  * arena, the implementation: one mapping, one bump pointer.
  *
  * MAP_NORESERVE: the range is a promise to the program, not a claim on swap,
- * so a generous cap does not count against overcommit. The mapping is private
- * and anonymous; after fork parent and child no longer see each other's writes.
+ * so a generous cap does not count against overcommit (unless the machine is
+ * set to strict accounting; then open may fail). The mapping is private and
+ * anonymous; after fork parent and child no longer see each other's writes.
  *
  * Every size is checked before it is rounded up, so none can wrap: take
  * compares with what is left, never with used + n.

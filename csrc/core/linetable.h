@@ -14,7 +14,7 @@
  *
  * Varints are 6 bits a byte, low bits first, 0x40 set when more follow; in an
  * svarint bit 0 is the sign. Lines accumulate from first_line, so a lookup is
- * linear in the instructions before it: about 2 ns an entry.
+ * linear in the instructions before it: about 2.5 ns an entry.
  *
  * The bytes may come from a code object that was freed while they were copied,
  * so nothing is trusted: never reads outside the table, stops at the first

@@ -11,7 +11,7 @@
  * a poll call waits for I/O as a loop should; a thread in a futex waits for a
  * lock (or for the GIL, which only the caller can tell).
  *
- * Cost: a linear search of some 200 entries, under 0.2 µs; meant for reports,
+ * Cost: a linear search of some 250 entries, 0.1 µs; meant for reports,
  * not for each sample. The predicates are a few comparisons. Pure, no state,
  * any thread.
  */
