@@ -92,10 +92,29 @@ int_or_none(long value, int known)
     return PyLong_FromLong(value);
 }
 
-static PyObject *
-segment_dict(const lw_segment *seg, const lw_textbuf *text, uint64_t duration)
+/* One sample that did not move is weak evidence of a C call: a preempted thread
+ * does not move either.  Beside a segment in the same function it is Python code. */
+static enum lw_cause
+cause_of(const lw_sampler *s, uint32_t i)
 {
-    enum lw_cause cause = is_import(seg, text) ? LW_IMPORT : lw_segment_cause(seg);
+    const lw_segment *seg = &s->segs[i];
+    enum lw_cause cause = is_import(seg, &s->text) ? LW_IMPORT : lw_segment_cause(seg);
+    if (cause == LW_C_CALL && seg->samples == 1 && seg->nframes > 0) {
+        for (uint32_t j = i ? i - 1 : i + 1; j <= i + 1 && j < s->n; j += 2) {
+            if (s->segs[j].nframes > 0 && s->segs[j].frames[0].code == seg->frames[0].code) {
+                return LW_PYTHON;
+            }
+        }
+    }
+    return cause;
+}
+
+static PyObject *
+segment_dict(const lw_sampler *s, uint32_t i, uint64_t duration)
+{
+    const lw_segment *seg = &s->segs[i];
+    const lw_textbuf *text = &s->text;
+    enum lw_cause cause = cause_of(s, i);
     const char *call = cause == LW_SYSCALL || cause == LW_IMPORT ? lw_syscall_name(seg->syscall) : NULL;
     char number[32];
     if (cause == LW_SYSCALL && call == NULL) {
@@ -159,7 +178,7 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
         if (right <= left) {
             continue;
         }
-        item = segment_dict(seg, &s->text, right - left);
+        item = segment_dict(s, i, right - left);
         if (item == NULL || PyList_Append(segments, item) < 0) {
             goto fail;
         }
