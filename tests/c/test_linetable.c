@@ -122,6 +122,7 @@ test_linetable_malformed(void)
     CHECK(find(TABLE(ENTRY(11, 1), 0, 0), INT_MAX, 0, &p) == -1);
     CHECK(find(TABLE(ENTRY(13, 1), 3), INT_MIN, 0, &p) == -1);
     CHECK(find(TABLE(ENTRY(14, 1), 0, 1, 1, 1), INT_MAX, 0, &p) == -1);
+    CHECK(find(TABLE(ENTRY(14, 1), 3, 1, 1, 1), INT_MIN, 0, &p) == -1);
     CHECK(find(TABLE(ENTRY(14, 1), 0, 0, 0x7f, 0x7f, 0x7f, 0x7f, 0x7f, 3, 1), 1, 0, &p)
           == -1);
     CHECK(find(TABLE(ENTRY(10, 1), 0, 0), INT_MAX, 0, &p) == 0 && p.line == INT_MAX);

@@ -140,11 +140,11 @@ refuse_vm_readv(void)
     return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);
 }
 
-/* The descriptor that is open on /proc/PID/mem; -1 when none is. */
+/* The first descriptor >= from that is open on /proc/PID/mem; -1 when none is. */
 static int
-mem_descriptor(void)
+mem_descriptor(int from)
 {
-    for (int fd = 0; fd < 256; fd++) {
+    for (int fd = from; fd < 256; fd++) {
         char link[64], target[64];
         snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
         ssize_t n = readlink(link, target, sizeof target - 1);
@@ -153,6 +153,14 @@ mem_descriptor(void)
         }
     }
     return -1;
+}
+
+static void
+child_drops_its_parents_descriptor(void)
+{
+    child_reads_its_own();
+    int fd = mem_descriptor(0);
+    CHECK(fd >= 0 && mem_descriptor(fd + 1) == -1);
 }
 
 static void
@@ -170,9 +178,9 @@ child_without_vm_readv(void)
     CHECK(lw_mem_read(&word, &seen, sizeof seen) == 0 && seen == 5);
     check_reads();
     test_saferead_churn();
-    check_in_child(child_reads_its_own, "fork, /proc/self/mem");
+    check_in_child(child_drops_its_parents_descriptor, "fork, /proc/self/mem");
 
-    fd = mem_descriptor();
+    fd = mem_descriptor(0);
     CHECK(fd >= 0 && (fcntl(fd, F_GETFD) & FD_CLOEXEC));
     /* its number becomes another file's: no bytes of that file as memory */
     other = open("/dev/zero", O_RDONLY);
@@ -181,12 +189,12 @@ child_without_vm_readv(void)
     CHECK(lw_mem_init() == 0); /* finds a new one, and leaves that file open */
     CHECK(lw_mem_read(&word, &seen, sizeof seen) == 0 && seen == 5);
     CHECK(fstat(fd, &st) == 0 && S_ISCHR(st.st_mode));
-    CHECK(close(mem_descriptor()) == 0);
+    CHECK(close(mem_descriptor(0)) == 0);
     CHECK(lw_mem_read(&word, &seen, sizeof seen) == -1);
     CHECK(lw_mem_init() == 0 && lw_mem_read(&word, &seen, sizeof seen) == 0);
 
     /* neither way */
-    close(mem_descriptor());
+    close(mem_descriptor(0));
     struct rlimit none = {0, 0};
     CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
     CHECK(lw_mem_init() == -1 && strcmp(lw_mem_method(), "none") == 0);
