@@ -1,0 +1,170 @@
+"""From what the core measured (``RawBlock``) to findings (``EventLoopBlock``).
+
+The blocking stack is found from the outside inwards: at each depth the frame that took most of the time is followed.  A
+loop body whose time is spread over ten lines is so not outweighed by one slow line elsewhere.
+"""
+
+import contextlib
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from loopwatch import _core
+from loopwatch.findings import CallerContext, Cause, EventLoopBlock, Segment
+from loopwatch.stacks import Frame, frames_from_raw
+
+if TYPE_CHECKING:
+    from loopwatch._core import RawBlock, RawSegment
+
+_SECOND = 1e9
+_Stack = Sequence[traceback.FrameSummary]
+_Key = tuple[str, int | None, str] | None  # None: the stack ends above this depth
+
+
+def block_from_raw(
+    raw: "RawBlock", block_id: int, *, loop: str | None = None, caller: CallerContext | None = None
+) -> EventLoopBlock:
+    """Make a finding of what the core measured.
+
+    ``loop`` is the loop's repr; with ``caller``, stacks begin at the caller's frame if they hold it.
+    """
+    segments = tuple(_segment(part, caller) for part in raw["segments"])
+    main = _heaviest_stack(segments, lambda part: part.stack)
+    cause = _main_cause(segments)
+    held = [part for part in segments if part.cause is cause is Cause.GIL]
+    holder = _heaviest_stack(held, lambda part: part.holder_stack or ())
+    first = main or max(segments, key=lambda part: part.duration, default=None)
+    callbacks, heaviest, scattered = _callbacks(segments)
+    return EventLoopBlock(
+        block_id=block_id,
+        duration=raw["duration_ns"] / _SECOND,
+        threshold=raw["threshold_ns"] / _SECOND,
+        timestamp=raw["wall_ns"] / _SECOND,
+        blocking_stack=list(main.stack) if main else None,
+        segments=segments,
+        cause=cause,
+        callback=first.callback if first else None,
+        task=first.task if first else None,
+        thread_name=thread_name(raw["thread_native_id"], raw["thread_ident"]),
+        thread_id=raw["thread_ident"],
+        loop=loop,
+        callbacks=callbacks,
+        heaviest=heaviest,
+        holder_thread=holder.holder_thread if holder else None,
+        holder_stack=list(holder.holder_stack or ()) if holder else None,
+        scattered=scattered,
+        stopped=raw["stopped_ns"] / _SECOND,
+        starved=raw["starved_ns"] / _SECOND,
+        stall=raw["stall"],
+        missing_reason=None if main else _missing_reason(raw),
+    )
+
+
+def thread_name(native_id: int | None, ident: int | None = None, comm: str | None = None) -> str | None:
+    """Name of a thread of this process: Python's, else the kernel's, else ``thread-ID``; None without any id."""
+    for thread in threading.enumerate():
+        if (native_id and thread.native_id == native_id) or (ident and thread.ident == ident):
+            return thread.name
+    if comm:
+        return comm
+    if native_id:
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{native_id}/comm", errors="replace") as file:
+            return file.read().rstrip("\n")
+    known = native_id or ident
+    return f"thread-{known}" if known else None
+
+
+def _segment(raw: "RawSegment", caller: CallerContext | None) -> Segment:
+    holder = None
+    if raw["holder_id"] is not None:
+        holder = thread_name(raw["holder_id"], comm=raw["holder_comm"])
+    holder_frames = raw["holder_frames"]
+    frames = frames_from_raw(raw["frames"])
+    try:
+        cause = Cause(raw["cause"])
+    except ValueError:
+        cause = Cause.UNKNOWN
+    return Segment(
+        stack=_from_caller(frames, caller),
+        duration=raw["duration_ns"] / _SECOND,
+        cause=cause,
+        syscall=raw["syscall"],
+        holder_thread=holder,
+        holder_thread_id=raw["holder_id"],
+        holder_stack=None if holder_frames is None else frames_from_raw(holder_frames),
+        task=raw["task"],
+        callback=raw["callback"],
+        callback_index=raw["callback_index"],
+        callback_total=raw["callback_total"],
+        samples=raw["samples"],
+        omitted=raw["omitted"],
+    )
+
+
+def _from_caller(frames: tuple[Frame, ...], caller: CallerContext | None) -> tuple[Frame, ...]:
+    if caller is not None:
+        for depth, frame in enumerate(frames):
+            if caller.matches(frame):
+                return frames[depth:]
+    return frames
+
+
+def _heaviest_stack(segments: Sequence[Segment], stack_of: Callable[[Segment], _Stack]) -> Segment | None:
+    """The segment whose stack took most of the time, found frame by frame from the outermost."""
+    left = [segment for segment in segments if stack_of(segment)]
+    depth = 0
+    while left:
+        shares: dict[_Key, float] = {}
+        for segment in left:
+            key = _frame_key(stack_of(segment), depth)
+            shares[key] = shares.get(key, 0.0) + segment.duration
+        best = max(shares, key=lambda key: shares[key])
+        left = [segment for segment in left if _frame_key(stack_of(segment), depth) == best]
+        if best is None or len(left) == 1:
+            return max(left, key=lambda segment: segment.duration)
+        depth += 1
+    return None
+
+
+def _frame_key(stack: _Stack, depth: int) -> _Key:
+    if depth >= len(stack):
+        return None
+    frame = stack[depth]
+    return frame.filename, frame.lineno, frame.name
+
+
+def _main_cause(segments: Sequence[Segment]) -> Cause:
+    totals: dict[Cause, float] = {}
+    for segment in segments:
+        totals[segment.cause] = totals.get(segment.cause, 0.0) + segment.duration
+    return max(totals, key=lambda cause: totals[cause], default=Cause.UNKNOWN)
+
+
+def _callbacks(segments: Sequence[Segment]) -> tuple[int | None, tuple[str, float] | None, bool]:
+    """How many callbacks the iteration ran, the heaviest with its seconds, and whether none took over half of it."""
+    total = max((part.callback_total for part in segments if part.callback_total is not None), default=None)
+    shares: dict[int, float] = {}
+    names: dict[int, str] = {}
+    for part in segments:
+        if part.callback_index is not None:
+            shares[part.callback_index] = shares.get(part.callback_index, 0.0) + part.duration
+            names.setdefault(part.callback_index, part.task or part.callback or f"callback {part.callback_index}")
+    if not shares:
+        return total, None, False
+    worst = max(shares, key=lambda index: shares[index])
+    covered = sum(part.duration for part in segments)
+    scattered = len(shares) > 1 and shares[worst] <= covered / 2
+    return total if total is not None else len(shares), (names[worst], shares[worst]), scattered
+
+
+def _missing_reason(raw: "RawBlock") -> str:
+    if raw["dropped"]:
+        return f"no sample was kept: {raw['dropped']} found no room in the watchdog's buffer"
+    layout = str(getattr(_core, "LAYOUT", "exact"))
+    if layout != "exact":
+        return f"stacks of this Python ({sys.version.split()[0]}) cannot be read from outside: {layout}"
+    if raw["segments"]:
+        return "samples were taken, but no frame could be read in any of them"
+    return "no sample was taken: the block ended before the watchdog looked at it"

@@ -1,0 +1,188 @@
+"""Watches every event loop that starts in any thread of the process.
+
+asyncio's loops, uvloop's too, announce themselves through ``_set_running_loop``: it is replaced by a function that
+calls it and then opens a scope, or closes it.  trio has no such place: when it is imported, its two entry points are
+wrapped to add an instrument.  Nothing here may raise into the program: a loop that cannot be watched is reported.
+"""
+
+import asyncio
+import asyncio.events
+import contextlib
+import functools
+import importlib.abc
+import importlib.machinery
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from loopwatch.loops import LoopScope, open_scope
+
+if TYPE_CHECKING:
+    from loopwatch._core import RawBlock
+
+OnBlock = Callable[["RawBlock", str], object]
+OnLoop = Callable[[str, bool], object]
+OnFailure = Callable[[str], object]
+
+
+class AutoWatch:
+    """Opens a scope on each loop while it runs.
+
+    ``on_block`` gets each block and the loop's repr, in the loop's thread; ``on_loop`` the kind of each new loop and
+    whether it is watched exactly; ``on_failure`` the reason why a loop is not watched.
+    """
+
+    def __init__(
+        self, threshold_ns: int, interval_ns: int, on_block: OnBlock, on_loop: OnLoop, on_failure: OnFailure
+    ) -> None:
+        self._threshold_ns = threshold_ns
+        self._interval_ns = interval_ns
+        self._on_block = on_block
+        self._on_loop = on_loop
+        self._on_failure = on_failure
+        self._open: dict[int, tuple[Any, LoopScope]] = {}
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._finder: _TrioFinder | None = None
+        self._original: Callable[[Any], None] | None = None
+        self._replacement: Callable[[Any], None] | None = None
+
+    def install(self) -> None:
+        """Begin to watch the loops that start from now on."""
+        original = asyncio._set_running_loop
+
+        @functools.wraps(original)
+        def _set_running_loop(loop: Any) -> None:
+            original(loop)
+            self._changed(loop)
+
+        self._original, self._replacement = original, _set_running_loop
+        self._replace(_set_running_loop)
+        if "trio" in sys.modules:
+            self._wrap_trio(sys.modules["trio"])
+        else:
+            self._finder = _TrioFinder(self._wrap_trio)
+            sys.meta_path.insert(0, self._finder)
+
+    def remove(self) -> None:
+        """Watch no loop that starts from now on.  Running ones are watched until they stop."""
+        if self._original is not None and asyncio.events._set_running_loop is self._replacement:
+            self._replace(self._original)
+        if self._finder is not None and self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
+
+    @staticmethod
+    def _replace(function: Callable[[Any], None]) -> None:
+        for module in (asyncio, asyncio.events):
+            setattr(module, "_set_running_loop", function)  # noqa: B010 - unknown to the stubs of asyncio
+
+    def _changed(self, loop: Any) -> None:
+        """The loop that runs in this thread is now this one; None: none."""
+        ident = threading.get_ident()
+        current = self._open.get(ident)
+        if current is not None and current[0] is loop:
+            return
+        if current is not None:
+            self.close(ident)
+        if loop is not None:
+            self.open(ident, loop)
+
+    def open(self, ident: int, loop: Any) -> None:
+        """Open a scope on the loop that runs in this thread."""
+        try:
+            name = repr(loop)
+            scope = open_scope(self._threshold_ns, self._interval_ns, lambda raw: self._on_block(raw, name))
+            self._open[ident] = (loop, scope)
+            with contextlib.suppress(TypeError):  # a loop that takes no weak reference is counted each time it starts
+                if loop in self._seen:
+                    return
+                self._seen.add(loop)
+            self._on_loop(scope.kind, scope.exact)
+        except Exception as error:
+            self._failed(loop, error)
+
+    def close(self, ident: int) -> None:
+        """Close the scope of this thread and report what it has not reported yet."""
+        entry = self._open.pop(ident, None)
+        if entry is None:
+            return
+        loop, scope = entry
+        try:
+            name = repr(loop)
+            for raw in scope.close():
+                self._on_block(raw, name)
+        except Exception as error:
+            self._failed(loop, error)
+
+    def _failed(self, loop: Any, error: Exception) -> None:
+        with contextlib.suppress(Exception):
+            self._on_failure(f"{type(loop).__module__}.{type(loop).__qualname__}: {type(error).__name__}: {error}")
+
+    def _wrap_trio(self, trio: ModuleType) -> None:
+        for module, name in ((trio, "run"), (sys.modules.get("trio.lowlevel"), "start_guest_run")):
+            if module is not None and hasattr(module, name):
+                setattr(module, name, self._with_instrument(getattr(module, name)))
+
+    def _with_instrument(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with contextlib.suppress(TypeError):
+                kwargs["instruments"] = [*kwargs.get("instruments", ()), _TrioRun(self)]
+            return function(*args, **kwargs)
+
+        return run
+
+
+class _TrioRun:
+    """A trio instrument: the run begins, the run ends."""
+
+    def __init__(self, watch: AutoWatch) -> None:
+        self._watch = watch
+
+    def before_run(self) -> None:
+        ident = threading.get_ident()
+        if ident not in self._watch._open:  # a guest run: the host's loop is watched already
+            self._watch.open(ident, sys.modules["trio.lowlevel"].current_trio_token())
+
+    def after_run(self) -> None:
+        ident = threading.get_ident()
+        entry = self._watch._open.get(ident)
+        if entry is not None and type(entry[0]).__module__.partition(".")[0] == "trio":
+            self._watch.close(ident)
+
+
+class _TrioFinder(importlib.abc.MetaPathFinder):
+    """Calls back once ``trio`` has been imported."""
+
+    def __init__(self, imported: Callable[[ModuleType], None]) -> None:
+        self._imported = imported
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != "trio":
+            return None
+        for finder in list(sys.meta_path):
+            find = getattr(finder, "find_spec", None)
+            spec = None if finder is self or find is None else find(name, path, target)
+            if spec is not None:
+                self._hook(spec.loader)
+                return spec  # type: ignore[no-any-return]
+        return None
+
+    def _hook(self, loader: Any) -> None:
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            with contextlib.suppress(AttributeError):
+                del loader.exec_module
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            with contextlib.suppress(Exception):
+                self._imported(module)
+
+        with contextlib.suppress(AttributeError):
+            loader.exec_module = exec_module

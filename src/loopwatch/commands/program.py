@@ -1,0 +1,124 @@
+"""Runs a program inside this process exactly as ``python`` would.
+
+The program gets a ``__main__`` module of its own, ``sys.argv`` and ``sys.path`` as it expects them, and all that it
+raises goes on to the interpreter, which so ends the process as ever (exit codes, death by SIGINT).  Only our own frames
+are taken out of a traceback before it is printed.
+"""
+
+import builtins
+import importlib.machinery
+import io
+import os
+import pkgutil
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from types import CodeType, ModuleType, TracebackType
+from typing import Any
+
+_run_as_main: Callable[..., object] = getattr(runpy, "_run_module_as_main")  # noqa: B009 - what `python -m` itself calls
+
+
+def run_module(name: str, arguments: Sequence[str]) -> None:
+    """Run a module as ``python -m`` does."""
+    sys.argv[:] = ["-m", *arguments]
+    _set_first_path(os.getcwd())
+    _new_main()
+    _run_as_main(name)
+
+
+def run_script(path: str, arguments: Sequence[str]) -> None:
+    """Run a script, or a folder or archive that holds a ``__main__.py``, as ``python`` does.
+
+    Ends the process with exit code 2, as ``python`` does, if the file cannot be opened.
+    """
+    sys.argv[:] = [path, *arguments]
+    if _is_archive(path):
+        # python itself puts it first even with -P: it is what is run
+        _set_first_path(os.path.abspath(path), always=True)
+        _new_main()
+        _run_as_main("__main__", False)
+        return
+    full = os.path.abspath(path)
+    try:
+        with io.open_code(full) as file:
+            code = pkgutil.read_code(file) if full.endswith(".pyc") else None
+            source = b"" if code else file.read()
+    except OSError as error:
+        print(f"{sys.executable}: can't open file {full!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
+    _set_first_path(os.path.dirname(os.path.realpath(path)))
+    main = _new_main()
+    loader = importlib.machinery.SourcelessFileLoader if code else importlib.machinery.SourceFileLoader
+    names: dict[str, Any] = vars(main)
+    names.update(__file__=full, __cached__=None, __loader__=loader("__main__", full))
+    _execute(code or _compile(source, full), names)
+
+
+def _compile(source: bytes, path: str) -> CodeType:
+    return compile(source, path, "exec", dont_inherit=True)
+
+
+def _execute(code: CodeType, names: dict[str, Any]) -> None:
+    exec(code, names)
+
+
+def _is_archive(path: str) -> bool:
+    """Whether ``python`` would import ``__main__`` from this path: a folder, or a zip archive."""
+    if os.path.isdir(path):
+        return True
+    try:
+        import zipimport
+
+        zipimport.zipimporter(path)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _set_first_path(entry: str, always: bool = False) -> None:
+    """Replace what the interpreter put first on the path for our own command (nothing, with ``python -P``)."""
+    if not sys.flags.safe_path:
+        sys.path[:1] = [entry]
+    elif always:
+        sys.path.insert(0, entry)
+
+
+def _new_main() -> ModuleType:
+    main = ModuleType("__main__")
+    names = vars(main)
+    names["__builtins__"] = builtins
+    if sys.version_info < (3, 14):
+        names["__annotations__"] = {}
+    sys.modules["__main__"] = main
+    return main
+
+
+def hide_own_frames(error: BaseException) -> None:
+    """Have the traceback of an uncaught exception printed without the frames that belong to ``loopwatch run``."""
+    hook = getattr(sys, "excepthook", None)
+    if hook is None:
+        return
+
+    def show(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+        sys.excepthook = hook
+        if value is error:
+            trace = own_frames_removed(trace)
+            value.__traceback__ = trace
+            sys.last_traceback = trace
+        hook(kind, value, trace)
+
+    sys.excepthook = show
+
+
+_LAUNCHERS = {function.__code__ for function in (run_module, run_script, _execute, _compile)}
+
+
+def own_frames_removed(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from the program's first frame on."""
+    step, start = trace, trace
+    while step is not None:
+        if step.tb_frame.f_code in _LAUNCHERS:
+            start = step.tb_next
+        step = step.tb_next
+    return start

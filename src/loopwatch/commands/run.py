@@ -1,0 +1,124 @@
+"""``loopwatch run``: run a program and report what blocks its event loops.
+
+The reports go to a copy of the stderr that the command was started with, so that a program (or pytest) that redirects
+its own sees none of them.  The summary is printed by an exit handler registered before the program's own, so that it
+comes last, and covers loops in threads that outlive the main one.  A forked child begins with nothing, and writes no
+file.
+"""
+
+import atexit
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from loopwatch import _core
+from loopwatch.blocking import nanoseconds
+from loopwatch.blocks import block_from_raw
+from loopwatch.commands.autowatch import AutoWatch
+from loopwatch.commands.options import EXIT_BLOCKED, RunOptions, parse_run_options
+from loopwatch.commands.program import hide_own_frames, run_module, run_script
+from loopwatch.json_report import document, write_atomically
+from loopwatch.report import Terminal, block_text, summary_text
+from loopwatch.summary import Summary
+
+if TYPE_CHECKING:
+    from loopwatch._core import RawBlock
+
+HELP = "run a program and report what blocks its event loops"
+
+_CHECK_INTERVAL_NS = 50_000_000
+_SHORTEST_INTERVAL_NS = 1_000_000
+_FIRST_DESCRIPTOR = 100  # out of the way: a program must find the low numbers as free as ever
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run ``loopwatch run`` with these arguments; returns the exit code of a program that ran to its end."""
+    options = parse_run_options(argv)
+    recorder = Recorder(options)
+    recorder.start()
+    try:
+        if options.is_module:
+            run_module(options.program, options.arguments)
+        else:
+            run_script(options.program, options.arguments)
+    except SystemExit as end:
+        if options.fail_on_block and end.code in (None, 0) and recorder.blocked_at_the_end():
+            raise SystemExit(EXIT_BLOCKED) from None
+        raise
+    except BaseException as error:
+        hide_own_frames(error)
+        raise
+    return EXIT_BLOCKED if options.fail_on_block and recorder.blocked_at_the_end() else 0
+
+
+class Recorder:
+    """Ties the watch, the summary and the outputs of one run together."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self.options = options
+        self.summary = Summary(options.threshold, options.patterns)
+        self.terminal = Terminal(_copy_of_stderr())
+        self.pid = os.getpid()
+        self._cwd_argv = [options.program, *options.arguments]
+        threshold_ns = nanoseconds("threshold", options.threshold)
+        interval_ns = max(min(_CHECK_INTERVAL_NS, threshold_ns // 10), _SHORTEST_INTERVAL_NS)
+        self.watch = AutoWatch(threshold_ns, interval_ns, self.on_block, self.summary.add_loop, self.on_failure)
+
+    def start(self) -> None:
+        """Watch from now on, and report at exit."""
+        atexit.register(self.finish)
+        os.register_at_fork(after_in_child=self.summary.clear)
+        if self.options.hang_after:
+            _core.set_hang_report(nanoseconds("hang-after", self.options.hang_after), self.terminal.descriptor)
+        self.watch.install()
+
+    def on_block(self, raw: "RawBlock", loop: str) -> None:
+        """Take in a block that has just ended.  Runs in the loop's thread; never raises."""
+        try:
+            block = block_from_raw(raw, self.summary.next_id(), loop=loop)
+            if self.summary.add(block, raw["dropped"]) and not self.options.quiet:
+                self.terminal.write(block_text(block, self.terminal.paint))
+        except Exception as error:
+            self.on_failure(f"a block could not be reported: {type(error).__name__}: {error}")
+
+    def on_failure(self, reason: str) -> None:
+        """Say at once that something is not watched, but each reason only once."""
+        if self.summary.add_unwatched(reason) and not self.options.quiet:
+            self.terminal.write(f"loopwatch: NOT WATCHED: {reason}\n")
+
+    def blocked_at_the_end(self) -> bool:
+        """Wait for the program's threads, as the interpreter is about to, and tell whether any loop was blocked."""
+        if os.getpid() != self.pid:
+            return False
+        with contextlib.suppress(AttributeError):
+            threading._shutdown()  # type: ignore[attr-defined]
+        return self.summary.count > 0
+
+    def finish(self) -> None:
+        """Print the summary and write the file.  In a forked child: its own blocks only, and no file."""
+        _core.set_hang_report(0, -1)
+        child = os.getpid() != self.pid
+        if not self.options.quiet and (self.summary.count or not child):
+            self.terminal.write(summary_text(self.summary, self.terminal.paint))
+        if self.options.json is None or child:
+            return
+        from loopwatch import __version__
+
+        try:
+            content = document(self.summary, program=self.options.program, argv=self._cwd_argv, version=__version__)
+            write_atomically(self.options.json, content)
+        except OSError as error:
+            self.terminal.write(f"loopwatch: --json: {self.options.json} could not be written: {error}\n")
+
+
+def _copy_of_stderr() -> int:
+    """A descriptor of the stderr we were started with, closed on exec; -1 if there is none."""
+    try:
+        return fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, _FIRST_DESCRIPTOR)
+    except OSError:
+        with contextlib.suppress(OSError):
+            return os.dup(2)
+    return -1

@@ -1,0 +1,144 @@
+"""What ``loopwatch run`` prints: each block as it ends, and the table at exit."""
+
+import contextlib
+import os
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+
+from loopwatch.findings import EventLoopBlock
+from loopwatch.stacks import format_stack, is_library, is_runner, user_frame
+from loopwatch.summary import Place, Summary
+
+SHOWN_FRAMES = 3
+SHOWN_GROUPS = 20
+
+Paint = Callable[[str, str], str]
+_CODES = {"bad": "1;31", "place": "1", "dim": "2"}
+
+
+class Terminal:
+    """A file descriptor that text is written to; never raises, never buffers, colours only on a terminal.
+
+    Each text goes out in one piece, so that reports of two threads do not mix.
+    """
+
+    def __init__(self, descriptor: int, environ: Mapping[str, str] = os.environ) -> None:
+        self.descriptor = descriptor
+        self.colour = wants_colour(descriptor, environ)
+
+    def write(self, text: str) -> None:
+        """Write text; if it cannot be written it is lost."""
+        data = text.encode("utf-8", "backslashreplace")
+        with contextlib.suppress(OSError):
+            while data:
+                data = data[os.write(self.descriptor, data) :]
+
+    def paint(self, style: str, text: str) -> str:
+        """Colour text as ``bad``, ``place`` or ``dim``, if this terminal shows colours."""
+        return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if self.colour else text
+
+
+def wants_colour(descriptor: int, environ: Mapping[str, str]) -> bool:
+    """Tell whether to colour: only on a terminal that can, and not where NO_COLOR is set."""
+    if environ.get("NO_COLOR") or environ.get("TERM") == "dumb":
+        return False
+    try:
+        return os.isatty(descriptor)
+    except OSError:
+        return False
+
+
+def plain(style: str, text: str) -> str:
+    """Leave text uncoloured."""
+    return text
+
+
+def short_path(filename: str) -> str:
+    """The path relative to the current folder where the file lies in it, else as it is."""
+    try:
+        inside = os.path.relpath(filename)
+    except (OSError, ValueError):
+        return filename
+    return filename if inside.startswith("..") or filename.startswith("<") else inside
+
+
+def short_place(place: Place | None) -> str:
+    """Format a line to fix as ``app.py:42 in handler``."""
+    if place is None:
+        return "unknown place"
+    filename, line, name = place
+    return f"{short_path(filename)}:{line} in {name}"
+
+
+def block_text(block: EventLoopBlock, paint: Paint = plain) -> str:
+    """Format one block for a person at a terminal: what, where, why, and the lines that led there."""
+    who = []
+    if block.task:
+        who.append(f"task {block.task!r}")
+    elif block.callback:
+        who.append(f"callback {block.callback!r}")
+    if block.thread_name:
+        who.append(f"thread {block.thread_name!r}")
+    head = paint("bad", f"BLOCK {block.duration:.3f}s") + "  " + paint("place", short_place(block.culprit))
+    lines = [f"{head}  cause: {block.why}" + (f"  [{', '.join(who)}]" if who else "")]
+    if block.scattered and block.heaviest is not None:
+        name, seconds = block.heaviest
+        lines.append(f"  {block.callbacks} callbacks in one iteration, heaviest {name!r} ({seconds:.3f}s)")
+    if block.blocking_stack:
+        lines.append(format_stack(shown_frames(block.blocking_stack)).rstrip("\n"))
+    else:
+        lines.append(f"  No stack: {block.missing_reason or 'not recorded'}")
+    if block.holder_stack:
+        lines.append(f"  Thread {block.holder_thread!r} held the GIL at:")
+        lines.append(format_stack(shown_frames(block.holder_stack)).rstrip("\n"))
+    return "\n".join(lines) + "\n"
+
+
+def shown_frames(stack: Sequence[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """The frames a person needs: the last few of the program's own, and the innermost one."""
+    own = [frame for frame in stack if not is_library(frame.filename)]
+    if not own:
+        own = [frame for frame in stack if not is_runner(frame.filename)] or list(stack)
+    shown = own[-SHOWN_FRAMES:]
+    if user_frame(stack) is not stack[-1] and stack[-1] is not shown[-1]:
+        shown.append(stack[-1])
+    return shown
+
+
+def summary_text(summary: Summary, paint: Paint = plain) -> str:
+    """Format the table at exit: one line for each line to fix, the most time first."""
+    length = f"{summary.threshold:.3f}s or longer"
+    if summary.count:
+        number = "1 block" if summary.count == 1 else f"{summary.count} blocks"
+        head = paint("bad", f"loopwatch: {number} of {length}")
+    else:
+        head = f"loopwatch: no block of {length}"
+    lines = [f"{head} in {summary.elapsed:.1f}s; {_loops_text(summary)}"]
+    if summary.count:
+        lines.append(paint("dim", f"{'count':>7}  {'total':>9}  {'longest':>9}  where, and why"))
+    groups = summary.groups
+    for group in groups[:SHOWN_GROUPS]:
+        place = paint("place", short_place(group.place))
+        lines.append(f"{group.count:>7}  {group.total:>8.3f}s  {group.longest:>8.3f}s  {place}: {group.why}")
+    if len(groups) > SHOWN_GROUPS:
+        rest = groups[SHOWN_GROUPS:]
+        total = sum(group.total for group in rest)
+        lines.append(f"{sum(group.count for group in rest):>7}  {total:>8.3f}s  {'':>9}  in {len(rest)} more lines")
+    if summary.excluded:
+        lines.append(f"  not shown: {summary.excluded} left out by --include and --exclude")
+    if summary.stall_count:
+        lines.append(
+            f"  not the program's fault: {summary.stall_count} stalls (process stopped, or CPU busy elsewhere)"
+        )
+    if summary.dropped_samples:
+        lines.append(f"  dropped: {summary.dropped_samples} samples found no room")
+    lines += [f"  NOT WATCHED: {reason}" for reason in summary.unwatched]
+    return "\n".join(lines) + "\n"
+
+
+def _loops_text(summary: Summary) -> str:
+    total = sum(summary.loops.values())
+    if not total:
+        return "no event loop ran"
+    kinds = [f"{count} {kind}{'' if exact else ', sampled'}" for (kind, exact), count in sorted(summary.loops.items())]
+    return f"{total} {'loop' if total == 1 else 'loops'} watched ({'; '.join(kinds)})"

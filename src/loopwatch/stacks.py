@@ -1,0 +1,112 @@
+"""Stacks of the core as Python's own traceback objects.
+
+The core hands out plain tuples (``RawFrame``); people and tools expect ``traceback.FrameSummary``.  A ``Frame`` is one,
+with the qualified name beside the bare one.  Columns need no conversion: both count UTF-8 bytes, the core writes -1 and
+``FrameSummary`` None for "unknown".  Source lines are read at once, so that a finding can be pickled and printed
+elsewhere.
+"""
+
+import functools
+import linecache
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loopwatch._core import RawFrame
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_RUNNERS = ("asyncio", "trio", "uvloop", "trio_asyncio", "anyio")
+
+
+class Frame(traceback.FrameSummary):
+    """One line of a stack: a ``traceback.FrameSummary`` that also knows ``qualname``, such as ``Handler.get``."""
+
+    __slots__ = ("qualname",)
+
+    qualname: str
+
+
+def frames_from_raw(raw: Iterable["RawFrame"]) -> tuple[Frame, ...]:
+    """Turn frames of the core into ``Frame`` objects, outermost first, with their source lines."""
+    return tuple(_frame(*fields) for fields in raw)
+
+
+def _frame(filename: str, qualname: str, line: int, end_line: int, column: int, end_column: int) -> Frame:
+    _offer_source(filename)
+    columns = column >= 0 and end_column >= 0 and line > 0
+    frame = Frame(
+        filename,
+        line if line > 0 else None,
+        qualname.rpartition(".")[2] or qualname,
+        end_lineno=end_line if end_line > 0 else None,
+        colno=column if columns else None,
+        end_colno=end_column if columns else None,
+    )
+    frame.qualname = qualname
+    return frame
+
+
+def _offer_source(filename: str) -> None:
+    """Let linecache ask the loader of a module that is no plain file (one imported from a zip archive)."""
+    if filename in linecache.cache or filename.startswith("<") or os.path.exists(filename):
+        return
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == filename:
+            linecache.lazycache(filename, vars(module))
+            return
+
+
+def qualified_name(frame: traceback.FrameSummary) -> str:
+    """The qualified name of a frame's function; the bare one where no other is known."""
+    return str(getattr(frame, "qualname", frame.name))
+
+
+def format_stack(frames: Sequence[traceback.FrameSummary]) -> str:
+    """Format a stack as a traceback does, outermost first, each line ending with a newline."""
+    try:
+        return "".join(traceback.StackSummary.from_list(list(frames)).format())
+    except Exception:  # the source changed under us and its columns no longer fit: the lines alone
+        return "".join(traceback.format_list([(frame.filename, frame.lineno or 0, frame.name, "") for frame in frames]))
+
+
+@functools.lru_cache(maxsize=4096)
+def is_library(filename: str) -> bool:
+    """Tell whether a file belongs to Python, to an installed distribution or to loopwatch, not to the program."""
+    if filename.startswith(("<frozen ", _PACKAGE)):
+        return True
+    if "/site-packages/" in filename or "/dist-packages/" in filename:
+        return True
+    return any(filename.startswith(folder) for folder in _library_folders())
+
+
+@functools.cache
+def _library_folders() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    folders = {os.path.join(paths[name], "") for name in ("stdlib", "platstdlib") if paths.get(name)}
+    folders |= {os.path.join(os.path.realpath(folder), "") for folder in folders}
+    return tuple(sorted(folders))
+
+
+def is_runner(filename: str) -> bool:
+    """Tell whether a file is part of what runs every program here: the loop, runpy, loopwatch."""
+    if filename.startswith(("<frozen ", _PACKAGE)):
+        return True
+    parts = filename.split("/")
+    return is_library(filename) and (parts[-1] == "runpy.py" or any(name in parts for name in _RUNNERS))
+
+
+def user_frame(frames: Sequence[traceback.FrameSummary]) -> traceback.FrameSummary | None:
+    """The innermost frame of the program's own code, the line to fix.
+
+    Where the stack holds none, the innermost one that is not the loop's own; where it holds none of these either, the
+    innermost.  None for an empty stack.
+    """
+    for skip in (is_library, is_runner):
+        for frame in reversed(frames):
+            if not skip(frame.filename):
+                return frame
+    return frames[-1] if frames else None
