@@ -278,6 +278,7 @@ static void
 fork_child(void)
 {
     pthread_mutex_init(&lock, NULL);
+    (void)lw_mem_init(); /* reads go to this process from now on */
     running = stopping = 0;
     wd_tid = 0;
     planned = 0;

@@ -1,0 +1,338 @@
+"""What must never happen: a crash, a deadlock, a changed result, a lost signal, anything left behind."""
+
+import asyncio
+import gc
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loopwatch import _core, no_event_loop_blocking
+
+TARGETS = Path(__file__).parent.parent / "targets"
+SAMPLES = int(os.environ.get("LOOPWATCH_CHURN_SAMPLES", "200000"))
+
+
+def run_python(source: str, *args: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run a program in an interpreter of its own."""
+    return subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(source), *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def test_layout_is_exact() -> None:
+    assert _core.LAYOUT == "exact"
+
+
+def test_churn_of_code_frames_and_threads_does_not_crash() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", str(TARGETS / "churn.py"), str(SAMPLES)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert int(words[1]) >= SAMPLES
+
+
+PROGRAM_WITH_A_BLOCK = """
+import asyncio, os, subprocess, sys, time
+from loopwatch import no_event_loop_blocking
+
+async def blocked():
+    async with no_event_loop_blocking(action=lambda found: None, threshold=0.05) as guard:
+        await asyncio.sleep(0)
+        time.sleep(0.1)
+        await asyncio.sleep(0)
+    (block,) = guard.blocks
+    assert block.cause == "syscall", block.cause
+"""
+
+
+def test_fork_without_exec_child_watches_anew() -> None:
+    done = run_python(
+        PROGRAM_WITH_A_BLOCK
+        + """
+asyncio.run(blocked())
+pid = os.fork()
+if pid == 0:
+    asyncio.run(blocked())
+    os._exit(7)
+asyncio.run(blocked())
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+"""
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_fork_inside_a_guard_and_exec() -> None:
+    done = run_python(
+        PROGRAM_WITH_A_BLOCK
+        + """
+async def forks():
+    async with no_event_loop_blocking(action=lambda found: None, threshold=0.05):
+        for _ in range(20):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(3)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+        proc = await asyncio.create_subprocess_exec(sys.executable, "-c", "print('out')", stdout=subprocess.PIPE)
+        assert (await proc.communicate())[0] == b"out\\n"
+asyncio.run(forks())
+asyncio.run(blocked())
+"""
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_exit_during_a_block_in_another_thread() -> None:
+    done = run_python(
+        """
+        import asyncio, threading, time
+        from loopwatch import no_event_loop_blocking
+        blocked = threading.Event()
+        async def hang():
+            async with no_event_loop_blocking(action="log", threshold=0.01):
+                blocked.set()
+                time.sleep(60)
+        threading.Thread(target=lambda: asyncio.run(hang()), daemon=True).start()
+        blocked.wait()
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Fatal" not in done.stderr
+
+
+def test_a_thousand_loops_leave_nothing() -> None:
+    async def guarded() -> int:
+        async with no_event_loop_blocking(action="raise"):
+            await asyncio.sleep(0)
+        return 1
+
+    asyncio.run(guarded())
+    before = len(os.listdir("/proc/self/fd"))
+    assert sum(asyncio.run(guarded()) for _ in range(1000)) == 1000
+    assert _core.watchdog_info()["watches"] == 0
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_guards_in_ten_threads_find_their_own_block() -> None:
+    found: dict[int, list[Any]] = {}
+
+    async def work(number: int) -> None:
+        async with no_event_loop_blocking(action=lambda blocks: None, threshold=0.05) as guard:
+            await asyncio.sleep(0)
+            time.sleep(0.1 + number * 0.01)
+            await asyncio.sleep(0)
+        found[number] = list(guard.blocks)
+
+    threads = [threading.Thread(target=lambda n=n: asyncio.run(work(n))) for n in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == list(range(10))
+    for number, blocks in found.items():
+        assert len(blocks) == 1, (number, blocks)
+        assert blocks[0].duration >= 0.1 + number * 0.01
+        assert blocks[0].culprit[2].endswith("work")
+
+
+def test_signals_are_handled_as_before() -> None:
+    done = run_python(
+        """
+        import asyncio, os, signal, threading
+        from loopwatch import no_event_loop_blocking
+        seen = []
+        async def main():
+            loop = asyncio.get_running_loop()
+            both = asyncio.Event()
+            signal.signal(signal.SIGUSR1, lambda *a: seen.append("plain"))
+            loop.add_signal_handler(signal.SIGUSR2, both.set)
+            with no_event_loop_blocking(action="raise"):
+                threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+                threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+                await asyncio.wait_for(both.wait(), 10)
+                assert seen == ["plain"], seen
+                threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+                await asyncio.sleep(30)
+        try:
+            asyncio.run(main())
+        except KeyboardInterrupt:
+            print("interrupted")
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "interrupted\n"
+
+
+def test_a_signal_handler_that_raises_comes_out_of_select() -> None:
+    class Alarm(BaseException):
+        pass
+
+    def on_alarm(*unused: object) -> None:
+        raise Alarm
+
+    async def main() -> None:
+        with no_event_loop_blocking(action="log"):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            await asyncio.sleep(30)
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    try:
+        with pytest.raises(Alarm):
+            asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    gc.collect()
+
+
+@pytest.mark.parametrize("kind", [selectors.SelectSelector, selectors.PollSelector, selectors.EpollSelector])
+def test_every_selector_keeps_its_behaviour_and_is_restored(kind: Callable[[], selectors.BaseSelector]) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        left, right = socket.socketpair()
+        left.setblocking(False)
+        right.setblocking(False)
+        async with no_event_loop_blocking(action=lambda found: None, threshold=0.05) as guard:
+            receive = asyncio.ensure_future(loop.sock_recv(left, 10))
+            await asyncio.sleep(0)
+            await loop.sock_sendall(right, b"hello")
+            assert await receive == b"hello"
+            time.sleep(0.08)
+            await asyncio.sleep(0.01)
+        assert len(guard.blocks) == 1
+        assert "select" not in vars(loop._selector)  # type: ignore[attr-defined]
+        left.close()
+        right.close()
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(kind())) as runner:
+        runner.run(main())
+
+
+def test_select_returns_what_the_class_returns() -> None:
+    """The probe's own epoll against EpollSelector.select, over readable, writable, both, hung up and none."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        selector = loop._selector  # type: ignore[attr-defined]
+        pairs = [socket.socketpair() for _ in range(200)]
+        for number, (left, right) in enumerate(pairs):
+            selector.register(left, (1, 2, 3)[number % 3], number)
+            if number % 4 == 0:
+                right.send(b"x")
+            if number % 7 == 0:
+                right.close()
+        with no_event_loop_blocking(action="log"):
+            for timeout in (0, -1, 0.0, 0.001):
+                ours = selector.select(timeout)
+                theirs = type(selector).select(selector, timeout)
+                assert sorted(ours, key=lambda pair: pair[0].fd) == sorted(theirs, key=lambda pair: pair[0].fd)
+            with pytest.raises(TypeError) as ours_error:
+                selector.select("soon")
+            with pytest.raises(TypeError) as theirs_error:
+                type(selector).select(selector, "soon")
+            assert str(ours_error.value) == str(theirs_error.value)
+        for left, right in pairs:
+            selector.unregister(left)
+            left.close()
+            right.close()
+
+    asyncio.run(main())
+
+
+def test_tools_that_wrap_the_selector_before_and_after() -> None:
+    calls = {"before": 0, "after": 0}
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        selector = loop._selector  # type: ignore[attr-defined]
+        plain = selector.select
+
+        def before(timeout: float | None = None) -> Any:
+            calls["before"] += 1
+            return plain(timeout)
+
+        selector.select = before
+        guard = no_event_loop_blocking(action=lambda found: None, threshold=0.05)
+        async with guard:
+            ours = selector.select
+
+            def after(timeout: float | None = None) -> Any:
+                calls["after"] += 1
+                return ours(timeout)
+
+            selector.select = after
+            await asyncio.sleep(0)
+            time.sleep(0.07)
+            await asyncio.sleep(0)
+        assert len(guard.blocks) == 1
+        assert selector.select is after
+        await asyncio.sleep(0.01)
+        selector.select = before
+
+    asyncio.run(main())
+    assert calls["before"] >= 3 and calls["after"] >= 3
+
+
+def test_a_guard_left_open_and_its_loop_closed() -> None:
+    guard = no_event_loop_blocking(action="log")
+
+    async def leaves_it_open() -> None:
+        guard.__enter__()
+
+    asyncio.run(leaves_it_open())
+    del guard
+    gc.collect()
+
+
+def test_uvloop_closed_while_watched() -> None:
+    uvloop = pytest.importorskip("uvloop")
+    held = []
+
+    async def leaves_it_open() -> None:
+        loop = asyncio.get_running_loop()
+        watch = _core.Watch(loop, "uv")
+        held.append(watch.open_scope(50_000_000, 5_000_000))
+        await asyncio.sleep(0)
+        time.sleep(0.1)
+        await asyncio.sleep(0)
+
+    loop = uvloop.new_event_loop()
+    loop.run_until_complete(leaves_it_open())
+    loop.close()
+    assert loop.is_closed()
+    (block,) = held.pop().close()
+    assert 0.1 <= block["duration_ns"] / 1e9 < 0.2
+
+
+def test_time_between_two_runs_of_a_loop_is_not_a_block() -> None:
+    found: list[Any] = []
+
+    async def opens() -> _core.Scope:
+        return _core.Watch(asyncio.get_running_loop(), "selector-epoll").open_scope(50_000_000, 5_000_000, found.append)
+
+    async def idle() -> None:
+        await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    scope = loop.run_until_complete(opens())
+    time.sleep(0.1)
+    loop.run_until_complete(idle())
+    scope.close()
+    loop.close()
+    assert found == []
