@@ -39,7 +39,7 @@ def run_script(path: str, arguments: Sequence[str]) -> None:
         _new_main()
         _run_as_main("__main__", False)
         return
-    full = os.path.abspath(path)
+    full = os.path.join(os.getcwd(), path)  # as python has it: absolute, but not normalized
     try:
         with io.open_code(full) as file:
             code = pkgutil.read_code(file) if full.endswith(".pyc") else None

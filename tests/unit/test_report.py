@@ -1,0 +1,158 @@
+"""The texts and the JSON of ``loopwatch run``, and the totals behind them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loopwatch import summary as summary_module
+from loopwatch.blocks import block_from_raw
+from loopwatch.json_report import document, write_atomically
+from loopwatch.report import Terminal, block_text, summary_text, wants_colour
+from loopwatch.summary import Patterns, Summary
+
+LIBRARY = "/venv/lib/python3.11/site-packages/db/core.py"
+
+
+def sleep_block(raw: Any, line: int = 42, ms: float = 512, number: int = 1, **more: Any) -> Any:
+    part = raw.segment(("/srv/app.py", "handler", line), ms=ms, cause="syscall", syscall="fsync", task="x", **more)
+    return block_from_raw(raw.block(part), number)
+
+
+def library_block(raw: Any) -> Any:
+    return block_from_raw(raw.block(raw.segment(("/srv/app.py", "handler", 42), (LIBRARY, "Core.get", 7))), 1)
+
+
+def test_the_headline_says_what_where_why_and_who(raw: Any) -> None:
+    text = block_text(sleep_block(raw))
+    assert text.splitlines() == [
+        "BLOCK 0.512s  /srv/app.py:42 in handler  cause: system call fsync  [task 'x']",
+        '  File "/srv/app.py", line 42, in handler',
+    ]
+
+
+def test_the_innermost_library_frame_is_shown_below_the_own_ones(raw: Any) -> None:
+    lines = block_text(library_block(raw)).splitlines()
+    assert "/srv/app.py:42 in handler" in lines[0]
+    assert lines[-1].strip() == f'File "{LIBRARY}", line 7, in get'
+
+
+def test_a_block_without_a_stack_says_why(raw: Any) -> None:
+    assert "No stack: " in block_text(block_from_raw(raw.block(ms=300), 1))
+
+
+def test_the_table_puts_the_most_time_first(raw: Any) -> None:
+    summary = Summary(0.2)
+    summary.add_loop("selector-epoll", True)
+    summary.add_loop("generic", False)
+    for number, (line, ms) in enumerate([(1, 900), (2, 500), (2, 600)], 1):
+        assert summary.add(sleep_block(raw, line, ms, number))
+    lines = summary_text(summary).splitlines()
+    assert lines[0].startswith("loopwatch: 3 blocks of 0.200s or longer in ")
+    assert lines[0].endswith("2 loops watched (1 generic, sampled; 1 selector-epoll)")
+    assert lines[2:] == [
+        "      2     1.100s     0.600s  /srv/app.py:2 in handler: system call fsync",
+        "      1     0.900s     0.900s  /srv/app.py:1 in handler: system call fsync",
+    ]
+
+
+def test_an_empty_run_says_so() -> None:
+    summary = Summary(0.2)
+    assert "no block of 0.200s or longer" in summary_text(summary)
+    assert "no event loop ran" in summary_text(summary)
+    assert summary.add_unwatched("foo.Loop: refused")
+    assert not summary.add_unwatched("foo.Loop: refused")
+    assert "NOT WATCHED: foo.Loop: refused" in summary_text(summary)
+
+
+def test_stalls_are_counted_apart(raw: Any) -> None:
+    summary = Summary(0.2)
+    stall = block_from_raw(raw.block(raw.segment(("/a.py", "f", 1)), stall=True), 1)
+    assert not summary.add(stall)
+    assert (summary.count, summary.stall_count) == (0, 1)
+    assert "1 stalls" in summary_text(summary)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hit"),
+    [
+        ("/srv/*", True),
+        ("app.py", True),
+        ("handler", True),
+        ("app.handler", True),
+        ("srv.app.*", True),
+        ("db.core.Core.get", True),
+        ("*/site-packages/*", True),
+        ("core.handler", False),
+        ("other", False),
+    ],
+)
+def test_patterns(raw: Any, pattern: str, hit: bool) -> None:
+    block = library_block(raw)
+    assert Patterns(include=[pattern]).accept(block) is hit
+    assert Patterns(exclude=[pattern]).accept(block) is not hit
+    assert not Patterns(include=["*"], exclude=["*"]).accept(block)
+
+
+def test_only_the_longest_blocks_are_kept_but_all_are_counted(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary_module, "KEPT", 2)
+    summary = Summary(0.2)
+    for ms in (300, 500, 250, 400):
+        summary.add(sleep_block(raw, ms=ms))
+    assert sorted(block.duration for block in summary.blocks) == [0.4, 0.5]
+    report = document(summary, program="app.py", argv=["app.py"], version="0")
+    assert report["dropped"]["blocks"] == 2
+    assert report["block_count"] == report["groups"][0]["count"] == 4
+
+
+def test_the_document_holds_everything_and_is_json(raw: Any, tmp_path: Path) -> None:
+    summary = Summary(0.2)
+    summary.add_loop("uv", True)
+    summary.add(sleep_block(raw, holder_id=1, holder_comm="hog", holder_frames=[("/h.py", "hog", 1, 1, 0, 3)]))
+    path = tmp_path / "out.json"
+    write_atomically(str(path), document(summary, program="app.py", argv=["app.py", "-x"], version="0.1.0"))
+    report = json.loads(path.read_text())
+    assert os.listdir(tmp_path) == ["out.json"]
+    assert report["schema"] == "loopwatch.report/1"
+    assert report["loops"] == [{"kind": "uv", "exact": True, "count": 1}]
+    (block,) = report["blocks"]
+    assert block["culprit"] == {"file": "/srv/app.py", "line": 42, "name": "handler"}
+    assert block["segments"][0]["holder"]["stack"][0]["end_column"] == 3
+    assert block["segments"][0]["syscall"] == "fsync"
+    assert report["groups"][0]["cause"] == block["cause"] == "syscall"
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OSError, match="out"):
+        write_atomically(str(tmp_path / "out"), {})
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_colour_only_on_a_terminal_that_wants_it() -> None:
+    master, slave = os.openpty()
+    reader, writer = os.pipe()
+    try:
+        assert wants_colour(slave, {})
+        assert not wants_colour(slave, {"NO_COLOR": "1"})
+        assert not wants_colour(slave, {"TERM": "dumb"})
+        assert not wants_colour(writer, {})
+        assert not wants_colour(-1, {})
+        assert Terminal(slave, {}).paint("bad", "x") == "\x1b[1;31mx\x1b[0m"
+        assert Terminal(writer, {}).paint("bad", "x") == "x"
+    finally:
+        for descriptor in (master, slave, reader, writer):
+            os.close(descriptor)
+
+
+def test_writing_to_a_closed_stderr_does_no_harm() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    Terminal(writer).write("lost")
+    os.close(writer)
+    Terminal(writer).write("lost")
+    Terminal(-1).write("lost \udc80")
