@@ -96,7 +96,7 @@ def open_scope(
 def watch_for_running_loop() -> "Watch":
     """The watch of the asyncio loop or trio run in this thread, shared by all its scopes.
 
-    Raises RuntimeError where no loop runs.
+    It is forgotten when its last scope is closed: open one.  Raises RuntimeError where no loop runs.
     """
     with _lock:
         return _entry_of_running_loop().watch

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,7 @@ class Recorder:
         self.summary = Summary(options.threshold, options.patterns)
         self.terminal = Terminal(_copy_of_stderr())
         self.pid = os.getpid()
-        self._cwd_argv = [options.program, *options.arguments]
+        self._born_ns = 0
         threshold_ns = nanoseconds("threshold", options.threshold)
         interval_ns = max(min(_CHECK_INTERVAL_NS, threshold_ns // 10), _SHORTEST_INTERVAL_NS)
         self.watch = AutoWatch(threshold_ns, interval_ns, self.on_block, self.summary.add_loop, self.on_failure)
@@ -70,13 +71,15 @@ class Recorder:
     def start(self) -> None:
         """Watch from now on, and report at exit."""
         atexit.register(self.finish)
-        os.register_at_fork(after_in_child=self.summary.clear)
+        os.register_at_fork(after_in_child=self._begin_anew)
         if self.options.hang_after:
             _core.set_hang_report(nanoseconds("hang-after", self.options.hang_after), self.terminal.descriptor)
         self.watch.install()
 
     def on_block(self, raw: "RawBlock", loop: str) -> None:
         """Take in a block that has just ended.  Runs in the loop's thread; never raises."""
+        if raw["start_ns"] < self._born_ns:
+            return  # it began before the fork: the parent reports it
         try:
             block = block_from_raw(raw, self.summary.next_id(), loop=loop)
             if self.summary.add(block, raw["dropped"]) and not self.options.quiet:
@@ -88,6 +91,11 @@ class Recorder:
         """Say at once that something is not watched, but each reason only once."""
         if self.summary.add_unwatched(reason) and not self.options.quiet:
             self.terminal.write(f"loopwatch: NOT WATCHED: {reason}\n")
+
+    def _begin_anew(self) -> None:
+        """This process is a forked child: what happened before belongs to the parent."""
+        self._born_ns = time.monotonic_ns()
+        self.summary.clear()
 
     def blocked_at_the_end(self) -> bool:
         """Wait for the program's threads, as the interpreter is about to, and tell whether any loop was blocked."""
@@ -108,7 +116,8 @@ class Recorder:
         from loopwatch import __version__
 
         try:
-            content = document(self.summary, program=self.options.program, argv=self._cwd_argv, version=__version__)
+            arguments = [self.options.program, *self.options.arguments]
+            content = document(self.summary, program=self.options.program, argv=arguments, version=__version__)
             write_atomically(self.options.json, content)
         except OSError as error:
             self.terminal.write(f"loopwatch: --json: {self.options.json} could not be written: {error}\n")
