@@ -45,7 +45,7 @@ typedef struct {
     void *loop;
     int open;     /* handles not closed yet */
     int skip;     /* this iteration should not wait: the check callback has nothing to do … */
-    uint64_t time; /* … unless libuv's own clock (ms) went on since */
+    uint64_t time; /* … unless libuv's own clock (ms) went on since it last ran */
 } uv_probe;
 
 #define ALIGNED(n) (((n) + 15) & ~(size_t)15)
@@ -89,7 +89,6 @@ on_prepare(void *handle)
     }
     p->skip = uv.backend_timeout(p->loop) == 0;
     if (p->skip) {
-        p->time = uv.now(p->loop);
         lw_mark_busy(w, now);
     }
     else {
@@ -101,9 +100,11 @@ static void
 on_check(void *handle)
 {
     uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(uv.handle_size(UV_PREPARE)) - ALIGNED(sizeof(uv_probe)));
-    if (p->watch != NULL && (!p->skip || uv.now(p->loop) != p->time)) {
+    uint64_t time = uv.now(p->loop);
+    if ((!p->skip || time != p->time) && p->watch != NULL) {
         lw_mark_busy(&p->watch->w, lw_now_ns());
     }
+    p->time = time;
 }
 
 static void

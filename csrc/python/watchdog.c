@@ -19,7 +19,8 @@
 #define MAX_WATCHES 1024
 #define MS UINT64_C(1000000)
 #define LINGER_NS (5000 * MS)   /* slow ticks after the last watch, then parked */
-#define TICK_MAX (25 * MS)
+#define TICK_MAX (100 * MS)      /* a wake-up costs some 50 us of CPU on a virtual machine */
+#define DELAY_REFRESH (1000 * MS) /* how old the watchdog's own run-delay reading may be */
 #define GAP_MIN (20 * MS)       /* later than this is worth asking why */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -30,7 +31,8 @@ static _Atomic int wd_tid;
 static lw_watch *watches[MAX_WATCHES];
 static int nwatches;
 static uint64_t planned;        /* when the present wait should end; 0: not waiting with a deadline */
-static uint64_t delay_before;   /* the watchdog's run-delay when it began to wait */
+static uint64_t delay_before;   /* the watchdog's run-delay some time before it began to wait */
+static uint64_t delay_read;     /* when that was read */
 static uint64_t gap_until;      /* a gap up to here is accounted for */
 static uint64_t idle_since;
 static _Atomic uint64_t ticks, cpu_ns;
@@ -196,10 +198,14 @@ wait_until(uint64_t when)
 {
     lw_sched sched;
     struct timespec ts = {(time_t)(when / 1000000000), (long)(when % 1000000000)};
-    delay_before = lw_read_schedstat(wd_tid, &sched) == 0 ? sched.delay_ns : 0;
+    uint64_t now = lw_now_ns();
+    if (now - delay_read > DELAY_REFRESH && lw_read_schedstat(wd_tid, &sched) == 0) {
+        delay_before = sched.delay_ns;
+        delay_read = now;
+    }
     planned = when;
     pthread_cond_timedwait(&wake, &lock, &ts);
-    uint64_t now = lw_now_ns();
+    now = lw_now_ns();
     if (nwatches != 0) {
         note_gap(now);
     }
@@ -217,7 +223,7 @@ watchdog_main(void *unused)
         uint64_t now = lw_now_ns();
         uint64_t tick = TICK_MAX, next;
         for (int i = 0; i < nwatches; i++) {
-            uint64_t t = atomic_load(&watches[i]->min_threshold) / 8;
+            uint64_t t = atomic_load(&watches[i]->min_threshold) / 4;
             tick = t < tick ? (t > MS ? t : MS) : tick;
         }
         next = now + tick;
@@ -283,6 +289,7 @@ fork_child(void)
     wd_tid = 0;
     planned = 0;
     gap_until = 0;
+    delay_read = 0;
     stress.interval = 0;
     hang_after = 0;
 }
@@ -379,7 +386,7 @@ lw_watchdog_remove(lw_watch *w)
 void
 lw_watchdog_hurry(uint64_t threshold)
 {
-    uint64_t need = threshold / 8 > MS ? threshold / 8 : MS;
+    uint64_t need = threshold / 4 > MS ? threshold / 4 : MS;
     pthread_mutex_lock(&lock);
     if (planned == 0 || planned > lw_now_ns() + need) {
         pthread_cond_signal(&wake);
