@@ -51,7 +51,9 @@ def run_script(path: str, arguments: Sequence[str]) -> None:
     main = _new_main()
     loader = importlib.machinery.SourcelessFileLoader if code else importlib.machinery.SourceFileLoader
     names: dict[str, Any] = vars(main)
-    names.update(__file__=full, __cached__=None, __loader__=loader("__main__", full))
+    names.update(__file__=full, __loader__=loader("__main__", full))
+    if sys.version_info < (3, 15):
+        names["__cached__"] = None
     _execute(code or _compile(source, full), names)
 
 
