@@ -1,0 +1,71 @@
+"""examples/orders.py under ``loopwatch run``: each of its faults is found, at its line, with its cause."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "orders.py"
+
+# What is marked "fault: NAME" in the example, and why it blocks.
+FAULTS = {
+    "python": "python",
+    "sleep": "syscall",
+    "regex": "c_call",
+    "sqlite": "syscall",
+    "lock": "lock",
+    "gil": "gil",
+    "import": "import",
+    "subprocess": "syscall",
+    "gc": "gc",
+}
+
+
+def fault_lines() -> dict[str, int]:
+    """The number of the line that each fault is marked on."""
+    found = {}
+    for number, line in enumerate(EXAMPLE.read_text(encoding="utf-8").splitlines(), 1):
+        _, mark, name = line.partition("  # fault: ")
+        if mark:
+            found[name] = number
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """The JSON report of one run, and what it printed."""
+    report = tmp_path_factory.mktemp("orders") / "report.json"
+    command = [sys.executable, "-P", "-m", "loopwatch", "run", "--json", str(report), str(EXAMPLE)]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=110)
+    assert ended.returncode == 0, ended.stdout
+    return json.loads(report.read_text(encoding="utf-8")), ended.stdout
+
+
+def test_the_table_names_every_mark() -> None:
+    assert fault_lines().keys() == FAULTS.keys()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_reported_at_its_line_with_its_cause(run: tuple[dict[str, Any], str], name: str) -> None:
+    report, printed = run
+    here = [
+        block
+        for block in report["blocks"]
+        if block["culprit"]
+        and Path(block["culprit"]["file"]).resolve() == EXAMPLE
+        and block["culprit"]["line"] == fault_lines()[name]
+    ]
+    assert here, printed
+    assert {block["cause"] for block in here} == {FAULTS[name]}, printed
+    assert f"orders.py:{fault_lines()[name]}" in printed
+
+
+def test_nothing_else_is_reported(run: tuple[dict[str, Any], str]) -> None:
+    report, printed = run
+    lines = {block["culprit"]["line"] for block in report["blocks"] if block["culprit"]}
+    assert lines <= set(fault_lines().values()), printed
