@@ -158,7 +158,10 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
         }
     }
     if (s->delay_at != 0 && lw_read_schedstat(tid, &sched) == 0 && sched.delay_ns > s->delay_ns) {
+        /* What fell before the block cannot be more than the time between; the rest surely is the block's. */
+        uint64_t before = s->delay_at < from ? from - s->delay_at : 0;
         starved = sched.delay_ns - s->delay_ns;
+        starved = starved > before ? starved - before : 0;
         starved = starved < duration ? starved : duration;
     }
     stopped = s->stopped_ns < duration ? s->stopped_ns : duration;

@@ -42,7 +42,7 @@ async def blocks_and_raises() -> None:
             await asyncio.sleep(0)
             time.sleep(0.002)
             await asyncio.sleep(0)
-    assert caught.value.block_count == 1
+    assert caught.value.block_count >= 1  # a millisecond is short enough for the machine to add one
     str(caught.value)
 
 
@@ -75,7 +75,7 @@ async def bare() -> None:
 
 PROGRAMS = {
     "bare": (lambda: asyncio.run(bare()), 200),
-    "raise": (lambda: asyncio.run(blocks_and_raises()), 300),
+    "raise": (lambda: asyncio.run(blocks_and_raises()), 200),
     "decorator": (lambda: asyncio.run(decorated()), 200),
     "core": (nested_callback_and_bad_input, 20),
     "stack": (lambda: _core.stack_of(threading.get_native_id()), 200),
