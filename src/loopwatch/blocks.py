@@ -33,6 +33,8 @@ def block_from_raw(
     segments = tuple(_segment(part, caller) for part in raw["segments"])
     main = _heaviest_stack(segments, lambda part: part.stack)
     cause = _main_cause(segments)
+    if raw["stall"]:  # the machine kept it from running: whatever it was about to do is not to blame
+        cause = Cause.STOPPED if raw["stopped_ns"] >= raw["starved_ns"] else Cause.STARVED
     held = [part for part in segments if part.cause is cause is Cause.GIL]
     holder = _heaviest_stack(held, lambda part: part.holder_stack or ())
     first = main or max(segments, key=lambda part: part.duration, default=None)
@@ -147,9 +149,13 @@ def _callbacks(segments: Sequence[Segment]) -> tuple[int | None, tuple[str, floa
     total = max((part.callback_total for part in segments if part.callback_total is not None), default=None)
     shares: dict[int, float] = {}
     names: dict[int, str] = {}
+    before = -1
     for part in segments:
         if part.callback_index is not None:
-            shares[part.callback_index] = shares.get(part.callback_index, 0.0) + part.duration
+            # Callbacks that ran between two samples share the time between them: they were all short.
+            passed = max(part.callback_index - before, 1)
+            before = part.callback_index
+            shares[part.callback_index] = shares.get(part.callback_index, 0.0) + part.duration / passed
             names.setdefault(part.callback_index, part.task or part.callback or f"callback {part.callback_index}")
     if not shares:
         return total, None, False

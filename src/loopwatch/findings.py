@@ -159,7 +159,7 @@ class EventLoopBlock:
             if segment.cause not in longest or segment.duration > longest[segment.cause].duration:
                 longest[segment.cause] = segment
         causes = sorted(totals, key=lambda cause: (cause is not self.cause, -totals[cause]))
-        if not causes:
+        if self.cause not in totals:
             return self.cause.describe()
         causes = causes[:1] + [cause for cause in causes[1:] if totals[cause] >= self.duration / 10]
         if len(causes) == 1:

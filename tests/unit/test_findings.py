@@ -63,6 +63,16 @@ def test_the_cause_is_the_one_with_most_time_in_all(raw: Any) -> None:
     assert block.why == "Python code (0.120s), garbage collection (0.100s)"
 
 
+@pytest.mark.parametrize(("stopped", "starved", "cause"), [(90, 5, Cause.STOPPED), (0, 80, Cause.STARVED)])
+def test_a_stall_is_the_machines_doing(raw: Any, stopped: int, starved: int, cause: Cause) -> None:
+    part = raw.segment(ROOT, cause="c_call")
+    counted = {"stopped_ns": stopped * 1_000_000, "starved_ns": starved * 1_000_000}
+    stall = block_from_raw(raw.block(part, stall=True, **counted), 1)
+    assert stall.cause is cause
+    assert stall.why == cause.describe()
+    assert block_from_raw(raw.block(part, **counted), 1).cause is Cause.C_CALL
+
+
 def test_a_block_without_a_stack_says_why(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_core, "LAYOUT", "exact")
     none = block_from_raw(raw.block(ms=300), 1)
