@@ -155,7 +155,7 @@ async def import_stock(request: Request) -> JSONResponse:
         database = shop.connect()
         database.execute("BEGIN IMMEDIATE")
         begun.set()
-        time.sleep(BLOCK)  # the warehouse's answer, in a thread: no fault but for the transaction that is open
+        time.sleep(BLOCK * 1.3)  # the warehouse's answer, in a thread: no fault but for the transaction that is open
         database.execute("UPDATE orders SET quantity = quantity + 1 WHERE id = 1")
         database.execute("COMMIT")
         database.close()
@@ -178,7 +178,7 @@ async def refresh_prices(request: Request) -> JSONResponse:
     def refresh(begun: threading.Event) -> None:
         with shop.prices_lock:
             begun.set()
-            time.sleep(BLOCK)  # the supplier's answer
+            time.sleep(BLOCK * 1.3)  # the supplier's answer
             shop.prices["teapot"] += 1
 
     await started(refresh, request)
