@@ -189,7 +189,6 @@ probe_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
         ms = nargs == 1 ? timeout_ms(args[0]) : -1;
     }
     if (lw_span_is_long(w, busy, now)) {
-        atomic_store(&w->busy, 0);
         lw_adopt_thread(w);
         lw_span_end(watch, busy, now);
         now = lw_now_ns();

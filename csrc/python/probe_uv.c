@@ -76,7 +76,6 @@ on_prepare(void *handle)
         Watch *watch = (Watch *)Py_XNewRef(p->watch);
         if (watch != NULL) {
             lw_adopt_thread(w);
-            atomic_store(&w->busy, 0);
             lw_span_end(watch, busy, now);
             now = lw_now_ns();
         }

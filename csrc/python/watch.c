@@ -73,11 +73,16 @@ judge(Watch *self, Scope *scope, uint64_t start, uint64_t end)
     Py_DECREF(block);
 }
 
+/* Hold the sampler still.  The span ends here (OVER) or goes on behind a scope; the
+ * mark of a working loop goes only after a stop was accounted for, by us or the watchdog. */
 static void
-pin(Watch *self, uint64_t start, uint64_t end)
+pin(Watch *self, uint64_t start, uint64_t end, int over)
 {
     lw_lock();
     lw_account_gap(&self->w, end);
+    if (over) {
+        atomic_store(&self->w.busy, 0);
+    }
     if (self->w.sampler.span != start) { /* never sampled */
         lw_sampler_begin(&self->w.sampler, start);
     }
@@ -99,7 +104,7 @@ lw_span_end(Watch *self, uint64_t start, uint64_t end)
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     Py_INCREF(self);
-    pin(self, start, end);
+    pin(self, start, end, self->w.kind != LW_GENERIC);
     /* A callback may open or close scopes: walk over a copy. */
     int n = self->nscopes, i = 0;
     Scope **copy = PyMem_Calloc((size_t)(n ? n : 1), sizeof(Scope *));
@@ -345,10 +350,10 @@ static PyObject *
 watch_idle(Watch *self, PyObject *Py_UNUSED(unused))
 {
     uint64_t now = lw_now_ns(), busy = atomic_load(&self->w.busy);
-    atomic_store(&self->w.busy, 0);
     if (self->attached && lw_span_is_long(&self->w, busy, now)) {
         lw_span_end(self, busy, now);
     }
+    atomic_store(&self->w.busy, 0);
     Py_RETURN_NONE;
 }
 
@@ -426,7 +431,7 @@ scope_shut(Scope *self)
     }
     uint64_t busy = atomic_load(&watch->w.busy);
     if (watch->attached && busy != 0 && busy < now && now - busy >= self->threshold) {
-        pin(watch, busy, now);
+        pin(watch, busy, now, 0);
         judge(watch, self, busy, now);
         unpin(watch);
     }

@@ -99,14 +99,23 @@ def is_runner(filename: str) -> bool:
     return is_library(filename) and (parts[-1] == "runpy.py" or any(name in parts for name in _RUNNERS))
 
 
+_LOOP_FRAMES = ("_run_once", "run_forever", "run_until_complete", "Runner.run", "unrolled_run")
+
+
 def user_frame(frames: Sequence[traceback.FrameSummary]) -> traceback.FrameSummary | None:
     """The innermost frame of the program's own code, the line to fix.
 
-    Where the stack holds none, the innermost one that is not the loop's own; where it holds none of these either, the
-    innermost.  None for an empty stack.
+    Only what the loop called counts: the line that started the loop is nobody's fault.  Where that holds none of the
+    program's own, the innermost one that is not the loop's own; where it holds none of these either, the innermost.
+    None for an empty stack.
     """
+    called = 0
+    for number, frame in enumerate(frames):
+        if frame.name.endswith(_LOOP_FRAMES) and is_library(frame.filename):
+            called = number + 1
+    inside = frames[called:] or frames
     for skip in (is_library, is_runner):
-        for frame in reversed(frames):
+        for frame in reversed(inside):
             if not skip(frame.filename):
                 return frame
-    return frames[-1] if frames else None
+    return inside[-1] if inside else None

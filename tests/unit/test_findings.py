@@ -88,7 +88,10 @@ def test_a_block_without_a_stack_says_why(raw: Any, monkeypatch: pytest.MonkeyPa
 def test_many_callbacks_are_told_from_one(raw: Any) -> None:
     parts = [
         raw.segment(ROOT, ms=10, callback=f"step{i}", callback_index=i * 9, callback_total=812) for i in range(29)
-    ] + [raw.segment(ROOT, ms=15, callback="x", callback_index=811, callback_total=812)]
+    ] + [
+        raw.segment(ROOT, ms=10, callback="step", callback_index=810, callback_total=812),
+        raw.segment(ROOT, ms=15, callback="x", callback_index=811, callback_total=812),
+    ]
     block = block_from_raw(raw.block(*parts), 1)
     assert block.scattered
     assert block.callbacks == 812
