@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from machine import describe_machine
 from targets.contexts import CONTEXTS
 from targets.faults import FAULTS
-from targets.trials import Outcome, must_not_report, must_report, run_trial, tolerance
+from targets.trials import Outcome, run_trial
 
 THRESHOLDS = (0.02, 0.05, 0.2)
 HEAD = "| kind | trials | due | once | missed or twice | false | error ms, median | largest | stack | culprit | cause |"
@@ -50,14 +50,14 @@ class Tally:
 
     def add(self, outcome: Outcome) -> None:
         self.trials += 1
-        count = len(outcome.own)
-        self.machine += len(outcome.blocks) - count
-        if must_not_report(outcome.taken, outcome.threshold):
+        count = len(outcome.blocks)
+        self.machine += len(outcome.stalls)
+        if outcome.too_short:
             self.false += count
             if count:
                 self.misses.append("FALSE " + outcome.describe())
             return
-        if not must_report(outcome.taken, outcome.threshold):
+        if not outcome.due:
             self.grey += 1
             return
         self.due += 1
@@ -67,7 +67,7 @@ class Tally:
             return
         self.once += 1
         self.errors.append(outcome.error)
-        late = abs(outcome.error) > tolerance(outcome.taken)
+        late = not outcome.duration_right
         self.late += late
         self.stacks += outcome.stack_right
         self.culprits += outcome.culprit_right
@@ -149,12 +149,13 @@ def main() -> int:
     for tally in [*tallies.values(), total]:
         print(tally.row())
     print(
-        f"\n{total.grey} trials fell between the two bars, where both answers are right, and are not counted as due; "
-        f"{total.machine} reports blamed the machine (starved, stopped)."
+        f"\n{total.grey} trials fell between the two bars, or above only because others had the CPU: both answers are "
+        "right there, and they are not counted as due; "
+        f"{total.machine} stalls were told apart (process stopped, CPU starved)."
     )
     if options.verbose:
         for tally in tallies.values():
-            print(*tally.misses, sep="\n")
+            print("".join(miss + "\n" for miss in tally.misses), end="")
     failures = [failure for tally in tallies.values() for failure in tally.failures()]
     print("\nBars missed:" if failures else "\nNo bar missed.")
     for failure in failures:

@@ -1,8 +1,8 @@
 """What is reported is what happened: number, duration, line and cause, against faults whose truth is known.
 
 The truth is measured inside the blocking function, so that a slow or noisy machine stretches both sides alike; the only
-slack is the 2 ms or 1 % of the specification.  A report that blames the machine (starved, stopped) is not a report of a
-block and does not count as one.
+slack is the 2 ms or 1 % of the specification.  Stretches in which the machine kept the program from running are told
+apart by the guard and are not in its ``blocks``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from targets.contexts import CONTEXTS
 from targets.faults import FAULTS
 from targets.registry import Fault
-from targets.trials import MACHINE_CAUSES, cause_of, culprit_names, run_trial, stack_names, tolerance
+from targets.trials import cause_of, culprit_names, run_trial, stack_names, tolerance
 
 from loopwatch import EventLoopBlockError, no_event_loop_blocking
 
@@ -35,11 +35,6 @@ def guarded(**options: Any) -> Any:
     return no_event_loop_blocking(action=ignore, threshold=THRESHOLD, **options)
 
 
-def own(guard: Any) -> list[Any]:
-    """The blocks of a guard that the program is to blame for."""
-    return [block for block in guard.blocks if cause_of(block) not in MACHINE_CAUSES]
-
-
 def spin(seconds: float) -> float:
     """Block with Python code; returns how long it really took."""
     began = time.monotonic()
@@ -52,10 +47,10 @@ def spin(seconds: float) -> float:
 def test_a_block_is_reported_once_with_its_length_line_and_cause(kind: str, context: str) -> None:
     outcome = run_trial(FAULTS[kind], context, THRESHOLD, wanted=0.11)
     said = outcome.describe()
-    if outcome.taken < 0.06:
-        pytest.fail("the fault did not last: " + said)
-    assert len(outcome.own) == 1, said
-    assert abs(outcome.error) <= tolerance(outcome.taken), said
+    if not outcome.due:
+        pytest.skip("others had the CPU: " + said)
+    assert len(outcome.blocks) == 1, said
+    assert outcome.duration_right, said
     assert outcome.stack_right, said
     assert outcome.culprit_right, said
     assert outcome.cause_right, said
@@ -64,10 +59,10 @@ def test_a_block_is_reported_once_with_its_length_line_and_cause(kind: str, cont
 @pytest.mark.parametrize("kind", EVERYWHERE)
 def test_what_stays_below_the_threshold_is_not_reported(kind: str) -> None:
     outcomes = [run_trial(FAULTS[kind], "coroutine", THRESHOLD, wanted=0.03, pause=0.003 * n) for n in range(8)]
-    below = [outcome for outcome in outcomes if outcome.taken < 0.98 * THRESHOLD - 0.002]
+    below = [outcome for outcome in outcomes if outcome.too_short]
     assert below, "every block was stretched by the machine"
     for outcome in below:
-        assert not outcome.own, outcome.describe()
+        assert not outcome.blocks, outcome.describe()
 
 
 def test_two_blocks_in_two_iterations_are_two_events() -> None:
@@ -78,7 +73,7 @@ def test_two_blocks_in_two_iterations_are_two_events() -> None:
             await asyncio.sleep(0)
             second = spin(0.09)
             await asyncio.sleep(0)
-        return own(guard), [first, second]
+        return guard.blocks, [first, second]
 
     blocks, truth = asyncio.run(main())
     assert len(blocks) == 2
@@ -96,7 +91,7 @@ def test_one_block_is_one_event_whatever_it_ran_through() -> None:
             time.sleep(0.12)
             taken += time.monotonic() - began
             await asyncio.sleep(0)
-        return own(guard), taken
+        return guard.blocks, taken
 
     blocks, taken = asyncio.run(main())
     assert len(blocks) == 1
@@ -122,7 +117,7 @@ def test_many_small_callbacks_in_one_iteration_are_one_event_that_says_so() -> N
             loop.call_soon(done.set)
             await done.wait()
             await asyncio.sleep(0)
-        return own(guard)
+        return guard.blocks
 
     blocks = asyncio.run(main())
     assert len(blocks) == 1
@@ -136,7 +131,7 @@ def test_waiting_for_nothing_is_not_a_block() -> None:
     async def main() -> list[Any]:
         async with guarded() as guard:
             await asyncio.sleep(0.3)
-        return own(guard)
+        return guard.blocks
 
     assert not asyncio.run(main())
 
@@ -147,7 +142,7 @@ def test_work_in_an_executor_is_not_a_block() -> None:
         async with guarded() as guard:
             await loop.run_in_executor(None, time.sleep, 0.2)
             await asyncio.to_thread(spin, 0.2)
-        return own(guard)
+        return guard.blocks
 
     assert not asyncio.run(main())
 
@@ -158,7 +153,7 @@ def test_a_loop_that_steps_fast_is_not_a_block() -> None:
             until = time.monotonic() + 0.4
             while time.monotonic() < until:
                 await asyncio.sleep(0)
-        return own(guard)
+        return guard.blocks
 
     assert not asyncio.run(main())
 
@@ -171,7 +166,7 @@ def test_a_block_that_begins_before_the_guard_is_clipped_to_it() -> None:
         async with guard:
             taken = spin(0.08)
             await asyncio.sleep(0)
-        return own(guard), taken
+        return guard.blocks, taken
 
     blocks, taken = asyncio.run(main())
     assert len(blocks) == 1
@@ -184,7 +179,7 @@ def test_what_was_over_before_the_guard_is_not_its_block() -> None:
         spin(0.15)
         async with guarded() as guard:
             await asyncio.sleep(0)
-        return own(guard)
+        return guard.blocks
 
     assert not asyncio.run(main())
 
@@ -198,7 +193,7 @@ def test_a_block_that_ends_at_the_guards_last_line_is_reported(kind: str) -> Non
         async with guarded() as guard:
             await asyncio.sleep(0)
             armed()
-        return own(guard)
+        return guard.blocks
 
     blocks = asyncio.run(main())
     assert len(blocks) == 1
@@ -215,7 +210,7 @@ def test_a_guard_whose_body_is_the_block_is_clipped_on_both_sides() -> None:
         async with guarded() as guard:
             taken = spin(0.08)
         spin(0.1)
-        return own(guard), taken
+        return guard.blocks, taken
 
     blocks, taken = asyncio.run(main())
     assert len(blocks) == 1
@@ -229,7 +224,7 @@ def test_nested_guards_each_see_it_by_their_own_threshold() -> None:
                 await asyncio.sleep(0)
                 taken = spin(0.08)
                 await asyncio.sleep(0)
-        return own(outer), own(patient), own(inner), taken
+        return outer.blocks, patient.blocks, inner.blocks, taken
 
     outer, patient, inner, taken = asyncio.run(main())
     assert len(outer) == len(inner) == 1
@@ -253,7 +248,7 @@ def test_loops_in_several_threads_each_have_their_own_blocks() -> None:
                 time.sleep(0.06 + 0.05 * number)
                 taken = time.monotonic() - began
             await asyncio.sleep(0.25)
-        seen[number] = own(guard), taken
+        seen[number] = guard.blocks, taken
 
     threads = [threading.Thread(target=lambda n=n: asyncio.run(main(n))) for n in range(3)]
     for thread in threads:

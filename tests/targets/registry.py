@@ -8,7 +8,10 @@ cannot be asked for; the armed fault is then called once and returns how long it
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -90,6 +93,20 @@ class Fault:
         return function.rpartition(".")[2] == self.holder.__name__
 
 
+def run_delay_ns() -> int:
+    """How long this thread was ready to run so far, but the CPU was busy with others; 0 where that is not known."""
+    try:
+        file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:
+        return 0
+    try:
+        return int(os.read(file, 100).split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    finally:
+        os.close(file)
+
+
 class Armed:
     """A fault that is ready to happen, once."""
 
@@ -97,20 +114,41 @@ class Armed:
         self.fault = fault
         self.argument = argument
         self.wanted = wanted
+        self.entered = 0
         self.began = 0  # CLOCK_MONOTONIC, nanoseconds
         self.ended = 0
+        self.left = 0  # when the loop's next iteration had begun; 0 without a loop
+        self.starved_ns = 0
         self.result: object = None  # kept: freeing it would take time as well
 
     def __call__(self) -> int:
+        self.entered = time.monotonic_ns()
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().call_soon(self._iteration_left)
+        delay = run_delay_ns()
         self.began = time.monotonic_ns()
         self.result = self.fault.function(self.argument)
         self.ended = time.monotonic_ns()
+        self.starved_ns = run_delay_ns() - delay
         return self.ended - self.began
+
+    def _iteration_left(self) -> None:
+        self.left = time.monotonic_ns()
 
     @property
     def taken(self) -> float:
         """How long it took, in seconds."""
         return (self.ended - self.began) / 1e9
+
+    @property
+    def at_most(self) -> float:
+        """How long it took with all that the harness does until the loop's next iteration, in seconds."""
+        return (max(self.left, self.ended) - self.entered) / 1e9
+
+    @property
+    def starved(self) -> float:
+        """How much of it the CPU was busy with others, in seconds."""
+        return self.starved_ns / 1e9
 
     def close(self) -> None:
         close = getattr(self.argument, "close", None)

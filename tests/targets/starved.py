@@ -28,8 +28,9 @@ async def main() -> None:
         work(0.04)
         taken = time.monotonic() - began
         await asyncio.sleep(0)
-    causes = [[str(block.cause.value), block.duration] for block in guard.blocks]
-    print(json.dumps({"taken": taken, "blocks": causes}))
+    blocks = [[block.cause, block.duration] for block in guard.blocks]
+    stalls = [[stall.cause, stall.duration, stall.starved] for stall in guard.stalls]
+    print(json.dumps({"taken": taken, "blocks": blocks, "stalls": stalls}))
 
 
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})

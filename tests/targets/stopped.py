@@ -42,14 +42,15 @@ async def main() -> None:
         ask_to_be_stopped()
         while continued == 0:
             await asyncio.sleep(0.05)
-        ask_to_be_stopped()
         began = time.monotonic()
+        ask_to_be_stopped()
         while continued == 1:
             pass
         taken = time.monotonic() - began
         await asyncio.sleep(0)
-    causes = [[str(block.cause.value), block.duration] for block in guard.blocks]
-    print(json.dumps({"taken": taken, "blocks": causes}))
+    blocks = [[block.cause, block.duration] for block in guard.blocks]
+    stalls = [[stall.cause, stall.duration, stall.stopped] for stall in guard.stalls]
+    print(json.dumps({"taken": taken, "blocks": blocks, "stalls": stalls}))
 
 
 signal.signal(signal.SIGCONT, on_continue)

@@ -1,7 +1,8 @@
 """One trial: a fault of a wished length happens under a guard, and what was reported is held against what was true.
 
-The truth comes from two clock readings around the blocking function itself.  What else the iteration does (waking the
-task, setting an event) takes some microseconds and is part of the reported duration; the tolerance covers it.  The
+The truth comes from two clock readings around the blocking function itself, and a third in the loop's next iteration:
+what else the iteration does (waking the task, setting an event, being preempted meanwhile) lies between the last two.
+How long the thread was kept from running by others is read from the kernel, independently of loopwatch.  The
 collector is off during a trial, so that its pauses are not a second fault.
 """
 
@@ -16,8 +17,6 @@ from loopwatch import no_event_loop_blocking
 
 from .contexts import CONTEXTS, runner
 from .registry import Armed, Fault
-
-MACHINE_CAUSES = {"starved", "stopped"}  # told apart from blocks of the program
 
 
 def tolerance(seconds: float) -> float:
@@ -41,34 +40,49 @@ class Outcome:
     context: str
     threshold: float
     taken: float  # the truth, seconds
+    at_most: float  # until the next iteration, seconds
+    starved: float  # of it, seconds
     blocks: list[Any]
-
-    @property
-    def own(self) -> list[Any]:
-        """The reports, without those that say that the machine, not the program, was to blame."""
-        return [block for block in self.blocks if cause_of(block) not in MACHINE_CAUSES]
+    stalls: list[Any]  # what was told apart from them: the machine, not the program, was to blame
 
     @property
     def error(self) -> float:
-        """Reported minus true duration, in seconds."""
-        return float(self.own[0].duration) - self.taken
+        """Reported duration minus that of the blocking function, in seconds."""
+        return float(self.blocks[0].duration) - self.taken
+
+    @property
+    def duration_right(self) -> bool:
+        """Whether the reported duration is that of the iteration, but for the tolerance."""
+        return self.taken - tolerance(self.taken) <= self.blocks[0].duration <= self.at_most + tolerance(self.at_most)
+
+    @property
+    def due(self) -> bool:
+        """Whether it must be reported: long enough, also without the time in which others had the CPU."""
+        return must_report(self.taken - self.starved, self.threshold)
+
+    @property
+    def too_short(self) -> bool:
+        """Whether it must not be reported."""
+        return must_not_report(self.at_most, self.threshold)
 
     @property
     def stack_right(self) -> bool:
-        return stack_names(self.own[0], self.fault)
+        return stack_names(self.blocks[0], self.fault)
 
     @property
     def culprit_right(self) -> bool:
-        return culprit_names(self.own[0], self.fault)
+        return culprit_names(self.blocks[0], self.fault)
 
     @property
     def cause_right(self) -> bool:
-        return cause_of(self.own[0]) in self.fault.causes
+        return cause_of(self.blocks[0]) in self.fault.causes
 
     def describe(self) -> str:
-        lines = [f"{self.fault.name} in {self.context}: {self.taken:.4f} s, threshold {self.threshold}"]
-        for block in self.blocks:
-            lines.append(f"  {block.duration:.4f} s cause {cause_of(block)} culprit {block.culprit}")
+        lines = [f"{self.fault.name} in {self.context}: {self.taken:.4f} to {self.at_most:.4f} s, "]
+        lines[0] += f"starved {self.starved:.4f} s, threshold {self.threshold} s"
+        for block in [*self.blocks, *self.stalls]:
+            lines.append(f"  {block.duration:.4f} s{' STALL' * block.stall}, cause {cause_of(block)}, {block.culprit}")
+            lines[-1] += f", starved {block.starved:.4f}"
             lines += [f"    {s.duration:.4f} s {getattr(s.cause, 'value', s.cause)}" for s in block.segments]
             lines += [f"      {f.filename}:{f.lineno} {f.name}" for f in block.blocking_stack[-4:]]
         wanted = f"{sorted(self.fault.lines)} of {self.fault.path}, cause {sorted(self.fault.causes)}"
@@ -100,13 +114,15 @@ def culprit_names(block: Any, fault: Fault) -> bool:
     return fault.is_culprit(filename, line, name)
 
 
-async def watched(armed: Armed, context: str, threshold: float, pause: float, **options: Any) -> list[Any]:
+async def watched(
+    armed: Armed, context: str, threshold: float, pause: float, **options: Any
+) -> tuple[list[Any], list[Any]]:
     """Have the fault happen in that context under a guard, some time after the guard was entered."""
     async with no_event_loop_blocking(action=lambda findings: None, threshold=threshold, **options) as guard:
         await asyncio.sleep(pause)
         await CONTEXTS[context](armed)
         await asyncio.sleep(0)
-    return list(guard.blocks)
+    return guard.blocks, guard.stalls
 
 
 def run_trial(
@@ -117,11 +133,10 @@ def run_trial(
     enabled = gc.isenabled()
     gc.disable()
     try:
-        blocks = runner(context)(watched(armed, context, threshold, pause, **options))
+        blocks, stalls = runner(context)(watched(armed, context, threshold, pause, **options))
     finally:
         if enabled:
             gc.enable()
-        taken = armed.taken
         armed.close()
-    fault.learn(wanted, taken)
-    return Outcome(fault, context, threshold, taken, blocks)
+    fault.learn(wanted, armed.taken)
+    return Outcome(fault, context, threshold, armed.taken, armed.at_most, armed.starved, blocks, stalls)
