@@ -103,7 +103,7 @@ def write_tariffs(folder: Path) -> None:
     """Generated modules, one a country, as big as such modules are."""
     row = 'TARIFF_{0} = {{"code": "{0:08}", "duty": {1}.5, "unit": "kg"}}\n'
     probe = "".join(row.format(number, number % 70) for number in range(1_000))
-    size = 500 * units_for(lambda: compile(probe, "probe", "exec"))  # they are written back as bytecode, and run
+    size = 600 * units_for(lambda: compile(probe, "probe", "exec"))  # they are written back as bytecode, and run
     table = "".join(row.format(number, number % 70) for number in range(size))
     for country in TARIFF_COUNTRIES:
         (folder / f"tariffs_{country}.py").write_text(table)

@@ -116,6 +116,8 @@ python=$1
 checkout=$2
 shift 2
 cd "$checkout"
+mkdir -p "$checkout.tmp"
+export TMPDIR="$checkout.tmp"
 "$python" -m venv "$checkout.venv"
 "$checkout.venv/bin/python" -m pip --disable-pip-version-check install -q ".[test]"
 exec "$checkout.venv/bin/python" -P -m pytest -q -p no:cacheprovider \
@@ -150,7 +152,7 @@ run_in_root() {
         shift 2
         mount -t proc proc "$root/proc"
         mount --rbind /dev "$root/dev"
-        export HOME=/root TMPDIR=/tmp LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+        export HOME=/root LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
         exec chroot "$root" sh -c "$steps" sh "$@"
     ' sh "$root" "$steps" "/usr/bin/python$version" "$inside" ${PYTEST_ARGS:-} </dev/null
     local status=$?
