@@ -135,8 +135,9 @@ lw_compat_layout(lw_layout *l)
     l->in_threads = d->interpreter_state.threads_head;
     l->in_gc_collecting = d->interpreter_state.gc + d->gc.collecting;
     l->in_gil = d->interpreter_state.ceval_gil;
-    l->gil_holder = d->interpreter_state.gil_runtime_state_holder;
-    l->gil_locked = d->interpreter_state.gil_runtime_state_locked;
+    /* given from the interpreter's start, for its own GIL; wanted from the GIL's start */
+    l->gil_holder = d->interpreter_state.gil_runtime_state_holder - d->interpreter_state.gil_runtime_state;
+    l->gil_locked = d->interpreter_state.gil_runtime_state_locked - d->interpreter_state.gil_runtime_state;
 #endif
     l->fr_size = l->fr_locals;
     l->co_size = l->co_code;

@@ -18,6 +18,21 @@ lw_asyncio_layout lw_alay;
 static char layout_text[160] = "fallback: not initialised";
 static int layout_good;
 
+/* Whoever imports holds the GIL: it must be seen to. */
+static int
+gil_is_ours(uintptr_t tstate)
+{
+    uintptr_t interp, gil = lw_lay.gil_fixed, holder;
+    int locked, collecting;
+    if (lw_read_ptr(tstate + lw_lay.ts_interp, &interp) < 0 || (gil == 0 && lw_read_ptr(interp + lw_lay.in_gil, &gil) < 0) ||
+        lw_read_ptr(gil + lw_lay.gil_holder, &holder) < 0 ||
+        lw_mem_read((const void *)(gil + lw_lay.gil_locked), &locked, sizeof(locked)) < 0 ||
+        lw_mem_read((const void *)(interp + lw_lay.in_gc_collecting), &collecting, sizeof(collecting)) < 0) {
+        return 0;
+    }
+    return holder == tstate && locked == 1 && collecting == 0;
+}
+
 /* Compare a safe walk of the calling thread with sys._getframe(); NULL or why not. */
 static const char *
 self_test(void)
@@ -37,6 +52,9 @@ self_test(void)
     }
     if (lw_walk_stack((uintptr_t)PyThreadState_Get(), &walk) < 0 || walk.n == 0) {
         return "layout self-test: the stack could not be read";
+    }
+    if (!gil_is_ours((uintptr_t)PyThreadState_Get())) {
+        return "layout self-test: the GIL's holder is another one";
     }
     code = PyFrame_GetCode(frame);
     if (lw_untag(walk.raw[0].code) != (uintptr_t)code) {
