@@ -20,6 +20,7 @@ from typing import Any
 
 from machine import describe_machine, machine_facts, quartiles
 from programs import PROGRAMS
+
 from tools import Program, Tool, missing, selector_tools, uvloop_tools
 
 SECONDS = 0.2  # of each run

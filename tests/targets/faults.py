@@ -209,10 +209,10 @@ def socket_recv(peer: LatePeer) -> object:
 
 @fault(lambda s: s, {"python"}, "Python code")
 def python_loop(seconds: float) -> None:
-    until = time.monotonic() + seconds
+    until = time.thread_time() + seconds  # CPU time: being starved makes it no shorter
     value = 0
-    while time.monotonic() < until:  # culprit:python_loop
-        for step in range(100):  # culprit:python_loop
+    while time.thread_time() < until:  # culprit:python_loop
+        for step in range(1000):  # culprit:python_loop
             value = value * 3 % 1_000_003 + step  # culprit:python_loop
 
 

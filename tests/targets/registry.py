@@ -69,17 +69,19 @@ class Fault:
         units = 16.0
         while True:
             armed = Armed(self, self.prepare(units), 0.0)
-            taken = armed() / 1e9
+            armed()
+            taken = armed.taken - armed.starved
             armed.close()
             if taken >= CALIBRATION:
                 self.rate = units / taken
                 return
             units *= 2 if taken <= 0 else min(16.0, max(1.5, 1.2 * CALIBRATION / taken))
 
-    def learn(self, wanted: float, taken: float) -> None:
-        """Draw the rate towards what was just seen."""
-        if self.calibrated and wanted > 0 and taken > 0:
-            self.rate *= min(1.5, max(0.67, wanted / taken)) ** 0.5
+    def learn(self, armed: Armed) -> None:
+        """Draw the rate towards what was just seen, without the time in which others had the CPU."""
+        own = armed.taken - armed.starved
+        if self.calibrated and own > 0:
+            self.rate *= min(1.5, max(0.67, armed.wanted / own)) ** 0.5
 
     def is_culprit(self, filename: str, line: int, function: str) -> bool:
         """Whether this is the line that blocks, in the function that blocks (or a generator expression on it)."""

@@ -138,5 +138,5 @@ def run_trial(
         if enabled:
             gc.enable()
         armed.close()
-    fault.learn(wanted, armed.taken)
+    fault.learn(armed)
     return Outcome(fault, context, threshold, armed.taken, armed.at_most, armed.starved, blocks, stalls)
