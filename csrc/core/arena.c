@@ -42,8 +42,7 @@ lw_arena_open(lw_arena *a, size_t cap)
         return -1;
     }
     cap = round_up(cap, page);
-    base = mmap(NULL, cap, PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    base = mmap(NULL, cap, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) {
         return -1;
     }
@@ -67,8 +66,7 @@ lw_arena_reset(lw_arena *a)
         /* KEEP is a multiple of every page size Linux has, up to 64 KiB; the
            kernel rounds the length up to whole pages, and cap is whole pages */
         int saved = errno;
-        (void)madvise(a->base + LW_ARENA_KEEP, a->used - LW_ARENA_KEEP,
-                      MADV_DONTNEED);
+        (void)madvise(a->base + LW_ARENA_KEEP, a->used - LW_ARENA_KEEP, MADV_DONTNEED);
         errno = saved;
     }
     a->used = 0;

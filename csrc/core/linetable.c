@@ -105,8 +105,7 @@ take_payload(cursor *c, unsigned code, int64_t *line, lw_pos *out)
             return -1;
         }
         if (code == CODE_LONG) {
-            if (take_varint(c, &end_delta) < 0 || take_varint(c, &col) < 0
-                || take_varint(c, &end_col) < 0) {
+            if (take_varint(c, &end_delta) < 0 || take_varint(c, &col) < 0 || take_varint(c, &end_col) < 0) {
                 return -1;
             }
             col -= 1;
@@ -115,8 +114,7 @@ take_payload(cursor *c, unsigned code, int64_t *line, lw_pos *out)
     }
 
     *line += line_delta;
-    if (!fits_int(*line) || !fits_int(*line + end_delta) || !fits_int(col)
-        || !fits_int(end_col)) {
+    if (!fits_int(*line) || !fits_int(*line + end_delta) || !fits_int(col) || !fits_int(end_col)) {
         return -1;
     }
     out->line = (int)*line;
@@ -127,8 +125,7 @@ take_payload(cursor *c, unsigned code, int64_t *line, lw_pos *out)
 }
 
 int
-lw_linetable_find(const uint8_t *table, size_t len, int first_line,
-                  int code_unit_index, lw_pos *out)
+lw_linetable_find(const uint8_t *table, size_t len, int first_line, int code_unit_index, lw_pos *out)
 {
     int64_t line = first_line;
     int64_t units_left = code_unit_index;
@@ -141,8 +138,7 @@ lw_linetable_find(const uint8_t *table, size_t len, int first_line,
     while (c.at < c.end) {
         unsigned first = *c.at++;
         lw_pos pos;
-        if (!(first & START_BIT)
-            || take_payload(&c, first >> 3 & 15, &line, &pos) < 0) {
+        if (!(first & START_BIT) || take_payload(&c, first >> 3 & 15, &line, &pos) < 0) {
             return -1;
         }
         units_left -= (first & 7) + 1;

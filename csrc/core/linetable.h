@@ -34,7 +34,6 @@ typedef struct {
 /* The position of the instruction at code_unit_index (in units of 2 bytes).
    0: found. -1: malformed, or beyond the end of the table; *out then says "no
    location". The RESUME of a module truly has line 0, end_line 1. */
-int lw_linetable_find(const uint8_t *table, size_t len, int first_line,
-                      int code_unit_index, lw_pos *out);
+int lw_linetable_find(const uint8_t *table, size_t len, int first_line, int code_unit_index, lw_pos *out);
 
 #endif

@@ -247,8 +247,7 @@ lw_parse_schedstat(const char *buf, size_t len, lw_sched *out)
     scanner s = {buf, buf + len};
     uint64_t slices;
     *out = nothing;
-    if (take_decimal(&s, &out->run_ns) < 0 || take_decimal(&s, &out->delay_ns) < 0
-        || take_decimal(&s, &slices) < 0) {
+    if (take_decimal(&s, &out->run_ns) < 0 || take_decimal(&s, &out->delay_ns) < 0 || take_decimal(&s, &slices) < 0) {
         *out = nothing;
         return -1;
     }

@@ -52,9 +52,8 @@ static int
 fd_is_ours(int fd)
 {
     struct stat st;
-    return fd >= 0 && fstat(fd, &st) == 0
-        && (uint64_t)st.st_dev == atomic_load(&mem_dev)
-        && (uint64_t)st.st_ino == atomic_load(&mem_ino);
+    return fd >= 0 && fstat(fd, &st) == 0 && (uint64_t)st.st_dev == atomic_load(&mem_dev)
+           && (uint64_t)st.st_ino == atomic_load(&mem_ino);
 }
 
 static int
@@ -110,8 +109,7 @@ mem_works(void)
 {
     volatile uint64_t probe = UINT64_C(0x6c6f6f7077617463) ^ (uint64_t)getpid();
     uint64_t seen = 0;
-    return lw_mem_read((const void *)&probe, &seen, sizeof seen) == 0
-        && seen == probe;
+    return lw_mem_read((const void *)&probe, &seen, sizeof seen) == 0 && seen == probe;
 }
 
 static void

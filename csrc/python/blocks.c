@@ -25,9 +25,9 @@ lw_frames_list(const lw_frame *frames, int n, const lw_textbuf *text)
     for (int i = 0; list != NULL && i < n; i++) {
         const lw_frame *f = &frames[n - 1 - i]; /* kept newest first, given outermost first */
         const char *file = text->base + f->file, *name = text->base + f->name;
-        PyObject *item = Py_BuildValue(
-            "(NNiiii)", PyUnicode_DecodeUTF8(file, (Py_ssize_t)strlen(file), "replace"),
-            PyUnicode_DecodeUTF8(name, (Py_ssize_t)strlen(name), "replace"), f->line, f->end_line, f->col, f->end_col);
+        PyObject *item = Py_BuildValue("(NNiiii)", PyUnicode_DecodeUTF8(file, (Py_ssize_t)strlen(file), "replace"),
+                                       PyUnicode_DecodeUTF8(name, (Py_ssize_t)strlen(name), "replace"), f->line,
+                                       f->end_line, f->col, f->end_col);
         if (item == NULL) {
             Py_CLEAR(list);
             break;
@@ -125,8 +125,8 @@ segment_dict(const lw_sampler *s, uint32_t i, uint64_t duration)
     return Py_BuildValue(
         "{s:N,s:i,s:K,s:I,s:s,s:z,s:N,s:N,s:N,s:N,s:N,s:N,s:N}", "frames",
         lw_frames_list(seg->frames, seg->nframes, text), "omitted", seg->omitted, "duration_ns",
-        (unsigned long long)duration, "samples", (unsigned)seg->samples, "cause", lw_cause_names[cause], "syscall", call,
-        "holder_id", int_or_none(seg->holder_id, held), "holder_comm",
+        (unsigned long long)duration, "samples", (unsigned)seg->samples, "cause", lw_cause_names[cause], "syscall",
+        call, "holder_id", int_or_none(seg->holder_id, held), "holder_comm",
         held ? text_or_none(text, seg->holder_comm) : Py_NewRef(Py_None), "holder_frames",
         held ? lw_frames_list(seg->holder_frames, seg->holder_n, text) : Py_NewRef(Py_None), "task",
         text_or_none(text, seg->task), "callback", text_or_none(text, seg->callback), "callback_index",

@@ -89,8 +89,8 @@ lw_textbuf_str(lw_textbuf *t, uintptr_t unicode)
             break;
         }
     }
-    if (unicode == 0 || lw_mem_read((const void *)unicode, &head, sizeof(head)) < 0 ||
-        Py_TYPE((PyObject *)&head) != &PyUnicode_Type || !head.state.compact || head.length < 0) {
+    if (unicode == 0 || lw_mem_read((const void *)unicode, &head, sizeof(head)) < 0
+        || Py_TYPE((PyObject *)&head) != &PyUnicode_Type || !head.state.compact || head.length < 0) {
         return 0;
     }
     unsigned kind = head.state.kind;
@@ -168,8 +168,9 @@ lw_walk_stack(uintptr_t tstate, lw_walk *walk)
         frame = previous;
     }
     for (int i = 0; i < RECHECKS && !walk->moved; i++) { /* a short loop may be at the same place by chance */
-        walk->moved = newest_frame(tstate, &again) < 0 || again != first ||
-                      (first != 0 && (lw_read_ptr(first + lw_lay.fr_instr, &instr_again) < 0 || instr_again != first_instr));
+        walk->moved =
+            newest_frame(tstate, &again) < 0 || again != first
+            || (first != 0 && (lw_read_ptr(first + lw_lay.fr_instr, &instr_again) < 0 || instr_again != first_instr));
     }
     if (walk->n > LW_MAX_FRAMES) {
         walk->omitted = walk->n - LW_MAX_FRAMES;
@@ -205,9 +206,8 @@ lw_decode_frame(const lw_rawframe *raw, lw_frame *out, lw_textbuf *text)
     out->file = lw_textbuf_str(text, filename);
     out->name = lw_textbuf_str(text, qualname);
     intptr_t index = ((intptr_t)raw->instr - (intptr_t)(raw->code + lw_lay.co_code)) / 2;
-    if (lw_mem_read((const void *)linetable, &bytes, sizeof(bytes)) == 0 &&
-        Py_TYPE((PyObject *)&bytes) == &PyBytes_Type && Py_SIZE((PyObject *)&bytes) > 0 &&
-        Py_SIZE((PyObject *)&bytes) <= MAX_LINETABLE && index < (1 << 28)) {
+    if (lw_mem_read((const void *)linetable, &bytes, sizeof(bytes)) == 0 && Py_TYPE((PyObject *)&bytes) == &PyBytes_Type
+        && Py_SIZE((PyObject *)&bytes) > 0 && Py_SIZE((PyObject *)&bytes) <= MAX_LINETABLE && index < (1 << 28)) {
         size_t len = (size_t)Py_SIZE((PyObject *)&bytes);
         if (lw_mem_read((const void *)(linetable + offsetof(PyBytesObject, ob_sval)), table, len) == 0) {
             if (index < 0 || lw_linetable_find(table, len, first_line, (int)index, &pos) < 0) {

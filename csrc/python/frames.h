@@ -52,7 +52,10 @@ typedef struct {
 typedef struct {
     char *base; /* borrowed */
     uint32_t cap, used;
-    struct { uintptr_t key; uint32_t at; } seen[LW_TEXT_SLOTS];
+    struct {
+        uintptr_t key;
+        uint32_t at;
+    } seen[LW_TEXT_SLOTS];
 } lw_textbuf;
 
 void lw_textbuf_init(lw_textbuf *t, char *base, size_t cap); /* offset 0 is "?" */

@@ -74,13 +74,12 @@ lw_hang_report(int fd, uintptr_t tstate, int tid, uint64_t age_ns)
     say(fd, "loopwatch: HANG: an event loop has not come back for %llu.%01llu s (process %d)\n",
         (unsigned long long)(age_ns / 1000000000), (unsigned long long)(age_ns / 100000000 % 10), (int)getpid());
     say_thread(fd, tstate, tid, "The loop's thread");
-    if (!lw_layout_ok() || lw_read_ptr(tstate + lw_lay.ts_interp, &interp) < 0 ||
-        lw_read_ptr(interp + lw_lay.in_threads, &other) < 0) {
+    if (!lw_layout_ok() || lw_read_ptr(tstate + lw_lay.ts_interp, &interp) < 0
+        || lw_read_ptr(interp + lw_lay.in_threads, &other) < 0) {
         return;
     }
     for (int i = 0; i < MAX_THREADS && other != 0; i++) {
-        if (other != tstate &&
-            lw_mem_read((const void *)(other + lw_lay.ts_native_id), &native, sizeof(native)) == 0) {
+        if (other != tstate && lw_mem_read((const void *)(other + lw_lay.ts_native_id), &native, sizeof(native)) == 0) {
             say_thread(fd, other, (int)native, "Thread");
         }
         if (lw_read_ptr(other + lw_lay.ts_next, &other) < 0) {

@@ -24,10 +24,11 @@ gil_is_ours(uintptr_t tstate)
 {
     uintptr_t interp, gil = lw_lay.gil_fixed, holder;
     int locked, collecting;
-    if (lw_read_ptr(tstate + lw_lay.ts_interp, &interp) < 0 || (gil == 0 && lw_read_ptr(interp + lw_lay.in_gil, &gil) < 0) ||
-        lw_read_ptr(gil + lw_lay.gil_holder, &holder) < 0 ||
-        lw_mem_read((const void *)(gil + lw_lay.gil_locked), &locked, sizeof(locked)) < 0 ||
-        lw_mem_read((const void *)(interp + lw_lay.in_gc_collecting), &collecting, sizeof(collecting)) < 0) {
+    if (lw_read_ptr(tstate + lw_lay.ts_interp, &interp) < 0
+        || (gil == 0 && lw_read_ptr(interp + lw_lay.in_gil, &gil) < 0)
+        || lw_read_ptr(gil + lw_lay.gil_holder, &holder) < 0
+        || lw_mem_read((const void *)(gil + lw_lay.gil_locked), &locked, sizeof(locked)) < 0
+        || lw_mem_read((const void *)(interp + lw_lay.in_gc_collecting), &collecting, sizeof(collecting)) < 0) {
         return 0;
     }
     return holder == tstate && locked == 1 && collecting == 0;
@@ -71,8 +72,8 @@ self_test(void)
     }
     const char *qualname = PyUnicode_AsUTF8(code->co_qualname);
     const char *filename = PyUnicode_AsUTF8(code->co_filename);
-    if (qualname == NULL || filename == NULL || strncmp(qualname, text.base + out[0].name, LW_MAX_TEXT - 4) != 0 ||
-        strncmp(filename, text.base + out[0].file, LW_MAX_TEXT - 4) != 0) {
+    if (qualname == NULL || filename == NULL || strncmp(qualname, text.base + out[0].name, LW_MAX_TEXT - 4) != 0
+        || strncmp(filename, text.base + out[0].file, LW_MAX_TEXT - 4) != 0) {
         PyErr_Clear();
         why = "layout self-test: a wrong name";
     }
@@ -125,23 +126,22 @@ find_pointer(PyObject *owner, PyObject *target)
     return 0;
 }
 
-static const char probe_source[] =
-    "import asyncio\n"
-    "from asyncio import base_events\n"
-    "class L:\n"
-    "    def get_debug(self): return False\n"
-    "    def call_soon(self, *a, **k): pass\n"
-    "    def call_exception_handler(self, c): pass\n"
-    "    def is_running(self): return False\n"
-    "async def c(): pass\n"
-    "co = c()\n"
-    "name = ''.join(['loopwatch', '-layout'])\n"
-    "task = asyncio.Task(co, loop=L(), name=name)\n"
-    "task._log_destroy_pending = False\n"
-    "qualname = co.__qualname__\n"
-    "run_once = base_events.BaseEventLoop._run_once.__code__\n"
-    "names = run_once.co_varnames\n"
-    "slots = [names.index(n) if n in names else -1 for n in ('ntodo', 'i', 'handle')]\n";
+static const char probe_source[] = "import asyncio\n"
+                                   "from asyncio import base_events\n"
+                                   "class L:\n"
+                                   "    def get_debug(self): return False\n"
+                                   "    def call_soon(self, *a, **k): pass\n"
+                                   "    def call_exception_handler(self, c): pass\n"
+                                   "    def is_running(self): return False\n"
+                                   "async def c(): pass\n"
+                                   "co = c()\n"
+                                   "name = ''.join(['loopwatch', '-layout'])\n"
+                                   "task = asyncio.Task(co, loop=L(), name=name)\n"
+                                   "task._log_destroy_pending = False\n"
+                                   "qualname = co.__qualname__\n"
+                                   "run_once = base_events.BaseEventLoop._run_once.__code__\n"
+                                   "names = run_once.co_varnames\n"
+                                   "slots = [names.index(n) if n in names else -1 for n in ('ntodo', 'i', 'handle')]\n";
 
 void
 lw_layout_asyncio(void)

@@ -101,10 +101,8 @@ stack_of(PyObject *Py_UNUSED(module), PyObject *arg)
 static PyObject *
 shutdown(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
-    Py_BEGIN_ALLOW_THREADS
-    lw_watchdog_stop();
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS lw_watchdog_stop();
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 static PyObject *
@@ -175,10 +173,10 @@ core_exec(PyObject *module)
         }
         PyTuple_SET_ITEM(causes, i, name);
     }
-    if (causes == NULL || PyModule_AddObjectRef(module, "CAUSES", causes) < 0 ||
-        PyModule_AddStringConstant(module, "LAYOUT", lw_layout_text()) < 0 ||
-        hook(module, "atexit", "register", NULL, "_shutdown") < 0 ||
-        hook(module, "os", "register_at_fork", "after_in_child", "_after_fork") < 0) {
+    if (causes == NULL || PyModule_AddObjectRef(module, "CAUSES", causes) < 0
+        || PyModule_AddStringConstant(module, "LAYOUT", lw_layout_text()) < 0
+        || hook(module, "atexit", "register", NULL, "_shutdown") < 0
+        || hook(module, "os", "register_at_fork", "after_in_child", "_after_fork") < 0) {
         Py_XDECREF(causes);
         return -1;
     }

@@ -20,8 +20,6 @@
  * if somebody wrapped it meanwhile. */
 #include "watch.h"
 
-
-
 #include <errno.h>
 #include <limits.h>
 #include <math.h>
@@ -33,8 +31,7 @@
 #define STACK_EVENTS 128
 
 typedef struct {
-    PyObject_HEAD
-    vectorcallfunc vectorcall;
+    PyObject_HEAD vectorcallfunc vectorcall;
     Watch *watch;         /* owned; NULL once detached */
     PyObject *original;   /* owned: the callable that stood there */
     PyObject *fd_to_key;  /* owned dict; NULL: not epoll */
@@ -57,7 +54,8 @@ ready_list(SelectProbe *self, const struct epoll_event *events, int n)
 {
     PyObject *list = PyList_New(0), *fd = NULL, *key = NULL, *mask = NULL, *pair = NULL;
     for (int i = 0; list != NULL && i < n; i++) {
-        long wanted, got = (events[i].events & ~(uint32_t)EPOLLIN ? 2 : 0) | (events[i].events & ~(uint32_t)EPOLLOUT ? 1 : 0);
+        long wanted,
+            got = (events[i].events & ~(uint32_t)EPOLLIN ? 2 : 0) | (events[i].events & ~(uint32_t)EPOLLOUT ? 1 : 0);
         fd = PyLong_FromLong(events[i].data.fd);
         if (fd == NULL) {
             goto fail;
@@ -145,14 +143,13 @@ probe_epoll(SelectProbe *self, lw_watch *w, int ms, PyObject *const *args, size_
         events = self->events;
     }
     for (;;) {
-        Py_BEGIN_ALLOW_THREADS
-        n = epoll_wait(self->epfd, events, max, ms);
+        Py_BEGIN_ALLOW_THREADS n = epoll_wait(self->epfd, events, max, ms);
         err = errno;
         if (ms != 0 && w != NULL) {
             lw_mark_busy(w, lw_now_ns());
         }
-        Py_END_ALLOW_THREADS
-        if (n >= 0) {
+        Py_END_ALLOW_THREADS if (n >= 0)
+        {
             return ready_list(self, events, n);
         }
         if (err != EINTR) {
@@ -256,8 +253,8 @@ static PyType_Slot probe_slots[] = {
     {0, NULL},
 };
 static PyType_Spec probe_spec = {"loopwatch._core.SelectProbe", sizeof(SelectProbe), 0,
-                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
-                                     Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL
+                                     | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
                                  probe_slots};
 
 int
@@ -337,8 +334,8 @@ lw_probe_select_detach(Watch *self)
         return;
     }
     PyErr_Fetch(&type, &value, &traceback);
-    if (own_select(self->selector) == (PyObject *)probe &&
-        PyObject_SetAttrString(self->selector, "select", self->before) < 0) { /* NULL deletes */
+    if (own_select(self->selector) == (PyObject *)probe
+        && PyObject_SetAttrString(self->selector, "select", self->before) < 0) { /* NULL deletes */
         PyErr_Clear();
     }
     Py_CLEAR(probe->watch); /* someone who wrapped us keeps a probe that passes through */

@@ -156,8 +156,8 @@ find_functions(void)
     *(void **)&uv.handle_size = dlsym(lib, "uv_handle_size");
     *(void **)&uv.backend_timeout = dlsym(lib, "uv_backend_timeout");
     *(void **)&uv.now = dlsym(lib, "uv_now");
-    if (!uv.prepare_init || !uv.prepare_start || !uv.check_init || !uv.check_start || !uv.close || !uv.unref ||
-        !uv.handle_size || !uv.backend_timeout || !uv.now) {
+    if (!uv.prepare_init || !uv.prepare_start || !uv.check_init || !uv.check_start || !uv.close || !uv.unref
+        || !uv.handle_size || !uv.backend_timeout || !uv.now) {
         why = "uvloop's extension module does not export libuv's functions";
         goto done;
     }

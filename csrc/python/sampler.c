@@ -79,8 +79,9 @@ weigh(uintptr_t tstate, int tid, evidence *ev)
         if (gil == 0) {
             (void)lw_read_ptr(interp + lw_lay.in_gil, &gil);
         }
-        if (gil != 0 && (lw_read_ptr(gil + lw_lay.gil_holder, &holder) < 0 ||
-                         lw_mem_read((const void *)(gil + lw_lay.gil_locked), &locked, sizeof(locked)) < 0)) {
+        if (gil != 0
+            && (lw_read_ptr(gil + lw_lay.gil_holder, &holder) < 0
+                || lw_mem_read((const void *)(gil + lw_lay.gil_locked), &locked, sizeof(locked)) < 0)) {
             locked = 0;
         }
         if (lw_mem_read((const void *)(interp + lw_lay.in_gc_collecting), &collecting, sizeof(collecting)) < 0) {
@@ -148,8 +149,8 @@ blame_holder(lw_sampler *s, lw_segment *seg, uintptr_t holder)
 {
     unsigned long native = 0;
     char comm[32];
-    if (holder == 0 || seg->holder_id != 0 || lw_walk_stack(holder, &holder_walk) < 0 ||
-        lw_mem_read((const void *)(holder + lw_lay.ts_native_id), &native, sizeof(native)) < 0) {
+    if (holder == 0 || seg->holder_id != 0 || lw_walk_stack(holder, &holder_walk) < 0
+        || lw_mem_read((const void *)(holder + lw_lay.ts_native_id), &native, sizeof(native)) < 0) {
         return;
     }
     int n = decode(s, &holder_walk, NULL);

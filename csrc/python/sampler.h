@@ -36,7 +36,17 @@
 #define LW_MAX_SEGMENTS 1024
 
 enum lw_cause {
-    LW_PYTHON, LW_C_CALL, LW_SYSCALL, LW_LOCK, LW_GIL, LW_STARVED, LW_STOPPED, LW_GC, LW_IMPORT, LW_UNKNOWN, LW_CAUSES
+    LW_PYTHON,
+    LW_C_CALL,
+    LW_SYSCALL,
+    LW_LOCK,
+    LW_GIL,
+    LW_STARVED,
+    LW_STOPPED,
+    LW_GC,
+    LW_IMPORT,
+    LW_UNKNOWN,
+    LW_CAUSES
 };
 extern const char *const lw_cause_names[LW_CAUSES];
 

@@ -9,9 +9,9 @@ read_int_local(uintptr_t frame, int slot)
 {
     uintptr_t ref;
     PyLongObject copy;
-    if (slot < 0 || lw_read_ptr(frame + lw_lay.fr_locals + (size_t)slot * sizeof(void *), &ref) < 0 || ref == 0 ||
-        lw_mem_read((const void *)lw_untag(ref), &copy, sizeof(copy)) < 0 ||
-        Py_TYPE((PyObject *)&copy) != &PyLong_Type) {
+    if (slot < 0 || lw_read_ptr(frame + lw_lay.fr_locals + (size_t)slot * sizeof(void *), &ref) < 0 || ref == 0
+        || lw_mem_read((const void *)lw_untag(ref), &copy, sizeof(copy)) < 0
+        || Py_TYPE((PyObject *)&copy) != &PyLong_Type) {
         return -1;
     }
     return lw_small_int(&copy);
@@ -37,8 +37,8 @@ lw_callback_where(const lw_walk *walk, lw_callback *out)
         }
         out->total = (int)total;
         out->index = (int)index;
-        if (lw_alay.local_handle >= 0 &&
-            lw_read_ptr(frame + lw_lay.fr_locals + (size_t)lw_alay.local_handle * sizeof(void *), &ref) == 0) {
+        if (lw_alay.local_handle >= 0
+            && lw_read_ptr(frame + lw_lay.fr_locals + (size_t)lw_alay.local_handle * sizeof(void *), &ref) == 0) {
             out->handle = lw_untag(ref);
         }
         return;
@@ -92,8 +92,8 @@ name_task(uintptr_t task, lw_callback *out, lw_textbuf *text)
             out->task = lw_textbuf_str(text, name);
         }
     }
-    if (lw_alay.task_coro != 0 && lw_alay.coro_qualname != 0 && lw_read_ptr(task + lw_alay.task_coro, &coro) == 0 &&
-        type_of(coro) == (uintptr_t)&PyCoro_Type && lw_read_ptr(coro + lw_alay.coro_qualname, &qualname) == 0) {
+    if (lw_alay.task_coro != 0 && lw_alay.coro_qualname != 0 && lw_read_ptr(task + lw_alay.task_coro, &coro) == 0
+        && type_of(coro) == (uintptr_t)&PyCoro_Type && lw_read_ptr(coro + lw_alay.coro_qualname, &qualname) == 0) {
         out->callback = lw_textbuf_str(text, qualname);
     }
 }
@@ -103,8 +103,8 @@ lw_callback_names(lw_callback *out, lw_textbuf *text)
 {
     uintptr_t callback, next, type;
 
-    if (out->handle == 0 || lw_alay.handle_callback == 0 ||
-        lw_read_ptr(out->handle + lw_alay.handle_callback, &callback) < 0) {
+    if (out->handle == 0 || lw_alay.handle_callback == 0
+        || lw_read_ptr(out->handle + lw_alay.handle_callback, &callback) < 0) {
         return;
     }
     for (int hops = 0; hops < 4; hops++) { /* through partial(partial(…)) and bound methods */
@@ -124,8 +124,8 @@ lw_callback_names(lw_callback *out, lw_textbuf *text)
             }
         }
         else if (type == (uintptr_t)&PyCFunction_Type) {
-            if (lw_read_ptr(callback + offsetof(PyCFunctionObject, m_self), &next) == 0 && next != 0 &&
-                type_of(next) == lw_alay.task_type) {
+            if (lw_read_ptr(callback + offsetof(PyCFunctionObject, m_self), &next) == 0 && next != 0
+                && type_of(next) == lw_alay.task_type) {
                 name_task(next, out, text);
             }
             return;

@@ -397,9 +397,9 @@ static PyGetSetDef watch_getset[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyType_Slot watch_slots[] = {
-    {Py_tp_doc, "One watched loop."}, {Py_tp_new, PyType_GenericNew},   {Py_tp_init, watch_tp_init},
-    {Py_tp_traverse, watch_traverse}, {Py_tp_clear, watch_clear},       {Py_tp_dealloc, watch_dealloc},
-    {Py_tp_methods, watch_methods},   {Py_tp_getset, watch_getset},     {0, NULL},
+    {Py_tp_doc, "One watched loop."}, {Py_tp_new, PyType_GenericNew}, {Py_tp_init, watch_tp_init},
+    {Py_tp_traverse, watch_traverse}, {Py_tp_clear, watch_clear},     {Py_tp_dealloc, watch_dealloc},
+    {Py_tp_methods, watch_methods},   {Py_tp_getset, watch_getset},   {0, NULL},
 };
 static PyType_Spec watch_spec = {"loopwatch._core.Watch", sizeof(Watch), 0,
                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE, watch_slots};
@@ -523,14 +523,17 @@ static PyGetSetDef scope_getset[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyType_Slot scope_slots[] = {
-    {Py_tp_doc, "A stretch of watching on one Watch."}, {Py_tp_traverse, scope_traverse},
-    {Py_tp_clear, scope_clear},                         {Py_tp_dealloc, scope_dealloc},
-    {Py_tp_methods, scope_methods},                     {Py_tp_getset, scope_getset},
+    {Py_tp_doc, "A stretch of watching on one Watch."},
+    {Py_tp_traverse, scope_traverse},
+    {Py_tp_clear, scope_clear},
+    {Py_tp_dealloc, scope_dealloc},
+    {Py_tp_methods, scope_methods},
+    {Py_tp_getset, scope_getset},
     {0, NULL},
 };
 static PyType_Spec scope_spec = {"loopwatch._core.Scope", sizeof(Scope), 0,
-                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
-                                     Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE
+                                     | Py_TPFLAGS_DISALLOW_INSTANTIATION,
                                  scope_slots};
 
 int
@@ -542,8 +545,8 @@ lw_watch_init(PyObject *module)
     if (lw_scope_type == NULL) {
         lw_scope_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &scope_spec, NULL);
     }
-    if (lw_watch_type == NULL || lw_scope_type == NULL || PyModule_AddType(module, lw_watch_type) < 0 ||
-        PyModule_AddType(module, lw_scope_type) < 0) {
+    if (lw_watch_type == NULL || lw_scope_type == NULL || PyModule_AddType(module, lw_watch_type) < 0
+        || PyModule_AddType(module, lw_scope_type) < 0) {
         return -1;
     }
     lw_watchdog_set_drain(lw_drain_generic);

@@ -23,8 +23,7 @@
 typedef struct Scope Scope;
 
 typedef struct {
-    PyObject_HEAD
-    lw_watch w;
+    PyObject_HEAD lw_watch w;
     PyObject *loop;     /* owned */
     PyObject *selector; /* owned, selector kinds only */
     PyObject *probe;    /* owned while installed */
@@ -36,8 +35,7 @@ typedef struct {
 } Watch;
 
 struct Scope {
-    PyObject_HEAD
-    Watch *watch; /* owned; NULL once closed */
+    PyObject_HEAD Watch *watch; /* owned; NULL once closed */
     Scope *next;  /* borrowed */
     uint64_t threshold, interval, entered;
     PyObject *on_block; /* owned or NULL */

@@ -39,7 +39,13 @@ static _Atomic uint64_t ticks, cpu_ns;
 static uint64_t hang_after;
 static int hang_fd = 2;
 static int (*drain_call)(void *);
-static struct { uintptr_t tstate; int tid; uint64_t interval; lw_sampler sampler; _Atomic uint64_t span; } stress;
+static struct {
+    uintptr_t tstate;
+    int tid;
+    uint64_t interval;
+    lw_sampler sampler;
+    _Atomic uint64_t span;
+} stress;
 
 void
 lw_lock(void)

@@ -44,8 +44,7 @@ def load(directory):
     flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     subprocess.run([compiler, *flags, "-o", library, SOURCE], check=True)
     find = ctypes.CDLL(library).lw_linetable_find
-    find.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int,
-                     ctypes.POINTER(Pos)]
+    find.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.POINTER(Pos)]
     find.restype = ctypes.c_int
     return find
 
@@ -65,16 +64,17 @@ class Comparison:
         count = 0
         for index, (line, end_line, col, end_col) in enumerate(code.co_positions()):
             count += 1
-            want = (0 if line is None else line, 0 if end_line is None else end_line,
-                    -1 if col is None else col, -1 if end_col is None else end_col)
+            want = (
+                0 if line is None else line,
+                0 if end_line is None else end_line,
+                -1 if col is None else col,
+                -1 if end_col is None else end_col,
+            )
             found = find(table, size, first, index, ref)
             got = (pos.line, pos.end_line, pos.col, pos.end_col)
-            self.count(found == 0 and got == want,
-                       f"{where}: {code.co_name}[{index}]: {got}, not {want}")
-        self.count(count == len(code.co_code) // 2,
-                   f"{where}: {code.co_name}: {count} positions")
-        self.count(find(table, size, first, count, ref) == -1,
-                   f"{where}: {code.co_name}: found beyond the end")
+            self.count(found == 0 and got == want, f"{where}: {code.co_name}[{index}]: {got}, not {want}")
+        self.count(count == len(code.co_code) // 2, f"{where}: {code.co_name}: {count} positions")
+        self.count(find(table, size, first, count, ref) == -1, f"{where}: {code.co_name}: found beyond the end")
 
     def tree(self, code, where):
         self.code(code, where)
@@ -104,13 +104,10 @@ def odd_sources():
     yield "line gap", "def f():\n    a = 1\n" + "\n" * 100_000 + "    return g(\na)\n"
     yield "many lines", "x = [\n" + "  f(1,\n    2),\n" * 300 + "]\n"
     yield "back", "def f(a):\n  for i in (\n    a\n   ):\n    with a as b, \\\n     i as c: yield\n"
-    yield "try", ("def f():\n try:\n  g()\n except (A,\n   B) as e:\n  raise X from e\n"
-                  " finally:\n  h()\n")
+    yield "try", ("def f():\n try:\n  g()\n except (A,\n   B) as e:\n  raise X from e\n finally:\n  h()\n")
     yield "text", "é = 'ü' * 100; ñ = f'{é!r:>{len(é)}}' + '" + "漢" * 90 + "' + é.upper()\n"
-    yield "match", ("match a:\n case {'x': [1, *b]} | [b]: c = b\n"
-                    " case _ if (\n  d): pass\n")
-    yield "async", ("async def f(a):\n async with a as b:\n"
-                    "  return [x async for x in b if await x]\n")
+    yield "match", ("match a:\n case {'x': [1, *b]} | [b]: c = b\n case _ if (\n  d): pass\n")
+    yield "async", ("async def f(a):\n async with a as b:\n  return [x async for x in b if await x]\n")
     yield "empty", ""
 
 
@@ -138,9 +135,13 @@ def random_entry(rng, units):
         delta = rng.randrange(1 << rng.randrange(1, 14))
         return head + svarint(rng.choice((1, -1)) * delta)
     if code == 14:
-        return (head + svarint(rng.randrange(-5000, 5000)) + varint(rng.randrange(1000))
-                + varint(rng.randrange(1 << rng.randrange(1, 20)))
-                + varint(rng.randrange(1 << rng.randrange(1, 20))))
+        return (
+            head
+            + svarint(rng.randrange(-5000, 5000))
+            + varint(rng.randrange(1000))
+            + varint(rng.randrange(1 << rng.randrange(1, 20)))
+            + varint(rng.randrange(1 << rng.randrange(1, 20)))
+        )
     return head
 
 
@@ -177,8 +178,7 @@ def main():
         comparison.tree(compile(source, where, "exec"), where)
     for code in random_codes(random.Random(1)):
         comparison.code(code, "random table")
-    print(f"{sys.version.split()[0]}: {modules} modules ({unreadable} do not compile), "
-          f"{comparison.codes} code objects")
+    print(f"{sys.version.split()[0]}: {modules} modules ({unreadable} do not compile), {comparison.codes} code objects")
     print(f"{comparison.passed} passed, {comparison.failed} failed")
     return 1 if comparison.failed else 0
 

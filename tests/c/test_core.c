@@ -82,8 +82,7 @@ test_sysname(void)
         polls += lw_syscall_is_poll(nr);
         futexes += lw_syscall_is_futex(nr);
         /* what a predicate knows has a name */
-        CHECK(!(lw_syscall_is_poll(nr) || lw_syscall_is_futex(nr))
-              || lw_syscall_name(nr) != NULL);
+        CHECK(!(lw_syscall_is_poll(nr) || lw_syscall_is_futex(nr)) || lw_syscall_name(nr) != NULL);
     }
     CHECK(known >= 120);
     CHECK(polls >= 3 && polls <= 8);

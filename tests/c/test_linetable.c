@@ -33,8 +33,7 @@ find(const void *bytes, size_t len, int first_line, int index, lw_pos *out)
 static int
 is_pos(lw_pos p, int line, int end_line, int col, int end_col)
 {
-    return p.line == line && p.end_line == end_line && p.col == col
-        && p.end_col == end_col;
+    return p.line == line && p.end_line == end_line && p.col == col && p.end_col == end_col;
 }
 
 /* The first byte of an entry. */
@@ -72,8 +71,7 @@ test_linetable_walk(void)
     /* units 0-1: line 10; 2-9: none; 10: line 12; 11-13: line 12, short;
        14: line 2 (-10: 21) */
     static const uint8_t table[] = {
-        ENTRY(10, 2), 4, 9, ENTRY(15, 8), ENTRY(12, 1), 0, 1,
-        ENTRY(0, 3), 0x41, ENTRY(13, 1), 21,
+        ENTRY(10, 2), 4, 9, ENTRY(15, 8), ENTRY(12, 1), 0, 1, ENTRY(0, 3), 0x41, ENTRY(13, 1), 21,
     };
     lw_pos p;
     CHECK(find(table, sizeof table, 10, 0, &p) == 0 && is_pos(p, 10, 10, 4, 9));
@@ -123,8 +121,7 @@ test_linetable_malformed(void)
     CHECK(find(TABLE(ENTRY(13, 1), 3), INT_MIN, 0, &p) == -1);
     CHECK(find(TABLE(ENTRY(14, 1), 0, 1, 1, 1), INT_MAX, 0, &p) == -1);
     CHECK(find(TABLE(ENTRY(14, 1), 3, 1, 1, 1), INT_MIN, 0, &p) == -1);
-    CHECK(find(TABLE(ENTRY(14, 1), 0, 0, 0x7f, 0x7f, 0x7f, 0x7f, 0x7f, 3, 1), 1, 0, &p)
-          == -1);
+    CHECK(find(TABLE(ENTRY(14, 1), 0, 0, 0x7f, 0x7f, 0x7f, 0x7f, 0x7f, 3, 1), 1, 0, &p) == -1);
     CHECK(find(TABLE(ENTRY(10, 1), 0, 0), INT_MAX, 0, &p) == 0 && p.line == INT_MAX);
 }
 
@@ -143,8 +140,7 @@ test_linetable_garbage(void)
                 bytes[i] &= 0x7f; /* more of it passes as payload */
             }
         }
-        int rc = find(bytes, (size_t)(seed % (sizeof bytes + 1)), (int)(seed >> 33),
-                      (int)(seed % 40), &p);
+        int rc = find(bytes, (size_t)(seed % (sizeof bytes + 1)), (int)(seed >> 33), (int)(seed % 40), &p);
         odd += rc != 0 && !(rc == -1 && is_pos(p, 0, 0, -1, -1));
     }
     CHECK(odd == 0);

@@ -52,8 +52,7 @@ parse_syscall(const char *text, lw_syscall *out)
 static void
 test_parse_syscall(void)
 {
-    static const char call[] =
-        "202 0x7f01 0x189 0x0 0x7ffe00 0x0 0xffffffffffffffff 0x7ffdc0 0x7f8a\n";
+    static const char call[] = "202 0x7f01 0x189 0x0 0x7ffe00 0x0 0xffffffffffffffff 0x7ffdc0 0x7f8a\n";
     lw_syscall s;
     CHECK(parse_syscall("running\n", &s) == 0);
     CHECK(s.state == LW_SYS_RUNNING && s.nr == -1 && s.sp == 0);
@@ -68,9 +67,22 @@ test_parse_syscall(void)
     CHECK(parse_syscall("0 0x0 0x0 0x0 0x0 0x0 0x0 0x0 0x0", &s) == 0 && s.nr == 0);
 
     static const char *const bad[] = {
-        "", "\n", "runnin", "running1\n", "-", "-1", "-1 0x1", "-2 0x1 0x2", "-1x 0x1 0x2",
-        "202", "202 0x1 0x2 0x3 0x4 0x5 0x6 0x7", "202 1 2 3 4 5 6 7 8", "0x1 0x2",
-        "202 0x 0x2 0x3 0x4 0x5 0x6 0x7 0x8", "abc", "202 0x1 0x2 0x3 0x4 0x5 0x6 0x7 0x8z",
+        "",
+        "\n",
+        "runnin",
+        "running1\n",
+        "-",
+        "-1",
+        "-1 0x1",
+        "-2 0x1 0x2",
+        "-1x 0x1 0x2",
+        "202",
+        "202 0x1 0x2 0x3 0x4 0x5 0x6 0x7",
+        "202 1 2 3 4 5 6 7 8",
+        "0x1 0x2",
+        "202 0x 0x2 0x3 0x4 0x5 0x6 0x7 0x8",
+        "abc",
+        "202 0x1 0x2 0x3 0x4 0x5 0x6 0x7 0x8z",
         "202 0x10000000000000000 0x2 0x3 0x4 0x5 0x6 0x7 0x8",
         "99999999999999999999 0x1 0x2 0x3 0x4 0x5 0x6 0x7 0x8",
         "9223372036854775808 0x1 0x2 0x3 0x4 0x5 0x6 0x7 0x8",
@@ -198,8 +210,7 @@ seen_in(pid_t tid, int (*want)(long))
     uint64_t deadline = lw_now_ns() + 5 * SECOND;
     lw_syscall s;
     while (lw_now_ns() < deadline) {
-        if (lw_read_syscall(tid, &s) == 0 && s.state == LW_SYS_IN_CALL && want(s.nr)
-            && s.sp != 0 && s.pc != 0) {
+        if (lw_read_syscall(tid, &s) == 0 && s.state == LW_SYS_IN_CALL && want(s.nr) && s.sp != 0 && s.pc != 0) {
             return 1;
         }
         nap_ms(1);
@@ -211,8 +222,7 @@ static int
 is_sleep(long nr)
 {
     const char *name = lw_syscall_name(nr);
-    return name != NULL
-        && (strcmp(name, "clock_nanosleep") == 0 || strcmp(name, "nanosleep") == 0);
+    return name != NULL && (strcmp(name, "clock_nanosleep") == 0 || strcmp(name, "nanosleep") == 0);
 }
 
 static void
@@ -288,8 +298,7 @@ test_procfs_own_and_gone(void)
     pid_t none[] = {0, -1, INT_MAX, INT_MIN};
     /* a thread that asks about itself is in the call that asks */
     CHECK(lw_read_syscall(own_tid(), &call) == 0);
-    CHECK(call.state == LW_SYS_RUNNING
-          || (call.state == LW_SYS_IN_CALL && call.nr == SYS_read));
+    CHECK(call.state == LW_SYS_RUNNING || (call.state == LW_SYS_IN_CALL && call.nr == SYS_read));
     CHECK(lw_read_schedstat(own_tid(), &sched) == 0 && sched.run_ns > 0);
     CHECK(lw_read_stat(own_tid(), &st) == 0 && st.state == 'R');
     CHECK(lw_read_comm(own_tid(), name, sizeof name) == 0 && name[0] != '\0');

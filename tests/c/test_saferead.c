@@ -40,8 +40,7 @@ check_reads(void)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     char dst[64];
-    uint8_t *pages = mmap(NULL, 4 * page, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint8_t *pages = mmap(NULL, 4 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(pages != MAP_FAILED);
     memset(pages, 'a', page);
     memset(pages + page, 'b', page);
@@ -96,8 +95,7 @@ churn_main(void *arg)
 {
     struct churn *c = arg;
     while (!atomic_load(&c->stop)) {
-        uint8_t *p = mmap(NULL, c->page, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        uint8_t *p = mmap(NULL, c->page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         memset(p, 0x5a, c->page);
         atomic_store(&c->at, p);
         munmap(p, c->page);

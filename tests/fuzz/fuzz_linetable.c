@@ -34,9 +34,7 @@ find_exact(const uint8_t *bytes, size_t len, int first_line, int index, lw_pos *
     int rc = lw_linetable_find(table, len, first_line, index, out);
     free(table);
     must(rc == 0 || rc == -1);
-    must(rc == 0
-         || (out->line == 0 && out->end_line == 0 && out->col == -1
-             && out->end_col == -1));
+    must(rc == 0 || (out->line == 0 && out->end_line == 0 && out->col == -1 && out->end_col == -1));
     return rc;
 }
 

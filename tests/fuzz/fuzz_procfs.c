@@ -36,10 +36,8 @@ write_syscall(const lw_syscall *s, char *text, size_t cap)
         return snprintf(text, cap, "-1 0x%llx 0x%llx\n", (ull)s->sp, (ull)s->pc);
     }
     must(s->state == LW_SYS_IN_CALL && s->nr >= 0);
-    return snprintf(text, cap,
-                    "%ld 0x%llx 0x%llx 0x%llx 0x%llx 0x%llx 0x%llx 0x%llx 0x%llx\n",
-                    s->nr, (ull)s->args[0], (ull)s->args[1], (ull)s->args[2],
-                    (ull)s->args[3], (ull)s->args[4], (ull)s->args[5], (ull)s->sp,
+    return snprintf(text, cap, "%ld 0x%llx 0x%llx 0x%llx 0x%llx 0x%llx 0x%llx 0x%llx 0x%llx\n", s->nr, (ull)s->args[0],
+                    (ull)s->args[1], (ull)s->args[2], (ull)s->args[3], (ull)s->args[4], (ull)s->args[5], (ull)s->sp,
                     (ull)s->pc);
 }
 
@@ -47,7 +45,7 @@ static int
 same_syscall(const lw_syscall *a, const lw_syscall *b)
 {
     return a->state == b->state && a->nr == b->nr && a->sp == b->sp && a->pc == b->pc
-        && memcmp(a->args, b->args, sizeof a->args) == 0;
+           && memcmp(a->args, b->args, sizeof a->args) == 0;
 }
 
 static void
@@ -72,8 +70,8 @@ try_schedstat(const char *buf, size_t len)
     lw_sched s, again;
     char text[96];
     if (lw_parse_schedstat(buf, len, &s) == 0) {
-        int n = snprintf(text, sizeof text, "%llu %llu 1\n",
-                         (unsigned long long)s.run_ns, (unsigned long long)s.delay_ns);
+        int n =
+            snprintf(text, sizeof text, "%llu %llu 1\n", (unsigned long long)s.run_ns, (unsigned long long)s.delay_ns);
         must(n > 0 && lw_parse_schedstat(text, (size_t)n, &again) == 0);
         must(s.run_ns == again.run_ns && s.delay_ns == again.delay_ns);
     }

@@ -290,13 +290,13 @@ def test_tools_that_wrap_the_selector_before_and_after() -> None:
 
 
 def test_a_guard_left_open_and_its_loop_closed() -> None:
-    guard = no_event_loop_blocking(action="log")
+    guards = [no_event_loop_blocking(action="log")]
 
     async def leaves_it_open() -> None:
-        guard.__enter__()
+        guards[0].__enter__()
 
     asyncio.run(leaves_it_open())
-    del guard
+    guards.clear()
     gc.collect()
 
 
