@@ -158,10 +158,11 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
         }
     }
     if (s->delay_at != 0 && lw_read_schedstat(tid, &sched) == 0 && sched.delay_ns > s->delay_ns) {
-        /* What fell before the block cannot be more than the time between; the rest surely is the block's. */
+        /* What fell before or after the block cannot be more than the time there; the rest surely is the block's. */
         uint64_t before = s->delay_at < from ? from - s->delay_at : 0;
+        uint64_t outside = before + (lw_now_ns() - until);
         starved = sched.delay_ns - s->delay_ns;
-        starved = starved > before ? starved - before : 0;
+        starved = starved > outside ? starved - outside : 0;
         starved = starved < duration ? starved : duration;
     }
     stopped = s->stopped_ns < duration ? s->stopped_ns : duration;
