@@ -38,7 +38,7 @@ if [ "$(cat "$venv/.requirements" 2>/dev/null)" != "$wanted" ]; then
     echo "$wanted" >"$venv/.requirements"
 fi
 
-wanted="$* $(digest pyproject.toml meson.build LICENSE csrc src)"
+wanted="$* $(digest pyproject.toml meson.build LICENSE README.md csrc src)"
 if [ "$(cat "$venv/.package" 2>/dev/null)" != "$wanted" ]; then
     rm -f "$venv/.package"
     count=$#
