@@ -92,29 +92,43 @@ int_or_none(long value, int known)
     return PyLong_FromLong(value);
 }
 
-/* One sample that did not move is weak evidence of a C call: a preempted thread
- * does not move either.  Beside a segment in the same function it is Python code. */
+/* Did the function that segment I is in move, over all the block?  A line that
+ * gives way to another one of the same function moved, too. */
+static int
+function_moves(const lw_sampler *s, uint32_t i)
+{
+    uint32_t moved = 0, running = 0, runs = 0;
+    for (uint32_t j = 0; j < s->n; j++) {
+        if (s->segs[j].nframes > 0 && s->segs[j].frames[0].code == s->segs[i].frames[0].code) {
+            moved += s->segs[j].changed;
+            running += s->segs[j].running;
+            runs++;
+        }
+    }
+    return (moved + runs - 1) * 4 > running;
+}
+
+/* A few samples that did not move are weak evidence of a C call: a short loop may
+ * be met at the same place, and a preempted thread does not move at all.  In a
+ * function that moves otherwise they are Python code; how many are few depends
+ * on whether the thread was short of CPU. */
 static enum lw_cause
-cause_of(const lw_sampler *s, uint32_t i)
+cause_of(const lw_sampler *s, uint32_t i, int short_of_cpu)
 {
     const lw_segment *seg = &s->segs[i];
     enum lw_cause cause = is_import(seg, &s->text) ? LW_IMPORT : lw_segment_cause(seg);
-    if (cause == LW_C_CALL && seg->samples == 1 && seg->nframes > 0) {
-        for (uint32_t j = i ? i - 1 : i + 1; j <= i + 1 && j < s->n; j += 2) {
-            if (s->segs[j].nframes > 0 && s->segs[j].frames[0].code == seg->frames[0].code) {
-                return LW_PYTHON;
-            }
-        }
+    if (cause == LW_C_CALL && seg->nframes > 0 && (short_of_cpu || seg->running <= 6) && function_moves(s, i)) {
+        cause = LW_PYTHON;
     }
     return cause;
 }
 
 static PyObject *
-segment_dict(const lw_sampler *s, uint32_t i, uint64_t duration)
+segment_dict(const lw_sampler *s, uint32_t i, uint64_t duration, int short_of_cpu)
 {
     const lw_segment *seg = &s->segs[i];
     const lw_textbuf *text = &s->text;
-    enum lw_cause cause = cause_of(s, i);
+    enum lw_cause cause = cause_of(s, i, short_of_cpu);
     const char *call = cause == LW_SYSCALL || cause == LW_IMPORT ? lw_syscall_name(seg->syscall) : NULL;
     char number[32];
     if (cause == LW_SYSCALL && call == NULL) {
@@ -182,7 +196,7 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
         if (right <= left) {
             continue;
         }
-        item = segment_dict(s, i, right - left);
+        item = segment_dict(s, i, right - left, starved * 10 > duration);
         if (item == NULL || PyList_Append(segments, item) < 0) {
             goto fail;
         }

@@ -9,7 +9,7 @@
 #include "../core/saferead.h"
 #include "layout.h"
 
-#define RECHECKS 8
+#define RECHECKS 24
 #define MAX_LINETABLE (256 * 1024)
 
 int

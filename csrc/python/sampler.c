@@ -61,8 +61,26 @@ typedef struct {
     int running;
 } evidence;
 
+/* The kernel brings a running thread's CPU time up to date at each tick, every 10 ms at the latest. */
+#define TICK_NS UINT64_C(11000000)
+
+static int
+has_no_cpu(lw_sampler *s, int tid, uint64_t now)
+{
+    lw_sched sched;
+    if (lw_read_schedstat(tid, &sched) < 0) {
+        return 0;
+    }
+    if (sched.run_ns != s->run_ns) {
+        s->run_ns = sched.run_ns;
+        s->run_changed = now;
+        return 0;
+    }
+    return now - s->run_changed > TICK_NS;
+}
+
 static void
-weigh(uintptr_t tstate, int tid, evidence *ev)
+weigh(lw_sampler *s, uintptr_t tstate, int tid, uint64_t now, evidence *ev)
 {
     lw_syscall sys = {0};
     uintptr_t interp = 0, gil = lw_lay.gil_fixed, holder = 0;
@@ -105,6 +123,10 @@ weigh(uintptr_t tstate, int tid, evidence *ev)
         break;
     case LW_SYS_RUNNING:
     case LW_SYS_BLOCKED_NO_CALL: /* a page fault */
+        if (has_no_cpu(s, tid, now)) {
+            ev->cause = LW_STARVED;
+            break;
+        }
         ev->running = 1;
         ev->cause = collecting == 1 && locked == 1 && holder == tstate ? LW_GC : LW_C_CALL;
         break;
@@ -209,7 +231,7 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
         s->dropped++;
         return;
     }
-    weigh(tstate, tid, &ev);
+    weigh(s, tstate, tid, now, &ev);
     walk.n = walk.omitted = walk.moved = 0;
     if (lw_layout_ok() && lw_walk_stack(tstate, &walk) == 0) {
         lw_callback_where(&walk, &where);

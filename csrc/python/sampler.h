@@ -13,7 +13,8 @@
  *   Python   runs, and the newest instruction moved during the walk, or
  *            between equal samples.   C call: runs, and nothing moved.
  *   gc       the interpreter's "collecting" flag while this thread runs.
- *   starved  the kernel counted most of the time as ready-but-not-running.
+ *   starved  the thread is ready, but its CPU time has not grown for longer than
+ *            a scheduler's tick: it does not move because it does not run.
  * Import is told from the stack when a block is built (blocks.c).
  *
  * Which callback of an iteration ran is read from the locals of the
@@ -75,6 +76,7 @@ typedef struct {
     lw_arena arena;
     lw_textbuf text;
     uint64_t hang_next;
+    uint64_t run_ns, run_changed; /* CPU time of the thread when last seen to grow, and when that was */
 } lw_sampler;
 
 int lw_sampler_open(lw_sampler *s);
