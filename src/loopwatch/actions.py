@@ -141,7 +141,7 @@ def dispatch(
     text = str(report.error)
     if body is not None:
         add_note(body, text)
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
     warned = False
     for action in actions:
         try:
@@ -157,7 +157,9 @@ def dispatch(
                     site().warn(f"{refusal}\n{text}")
             elif callable(action):
                 action(list(report.findings))
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # pytest.fail() and sys.exit() too
             failures.append(error)
     if body is None:
         _raise(LeakAction.RAISE in actions, report.error, failures)
@@ -172,9 +174,14 @@ def dispatch(
             add_note(body, f"an action of loopwatch failed: {failure!r}")
 
 
-def _raise(wanted: bool, error: LeakError, failures: list[Exception]) -> None:
-    if wanted:
-        raised: Exception = error
+def _raise(wanted: bool, error: LeakError, failures: list[BaseException]) -> None:
+    raised: BaseException
+    others: list[BaseException]
+    ends = [failure for failure in failures if not isinstance(failure, Exception)]
+    if ends:  # sys.exit(), pytest.fail()
+        raised, others = ends[0], []
+    elif wanted:
+        raised = error
         others = [failure for failure in failures if not isinstance(failure, ResourceWarning)]
     elif failures:
         raised, others = failures[0], failures[1:]

@@ -187,7 +187,10 @@ def nanoseconds(name: str, seconds: float) -> int:
     """
     if isinstance(seconds, bool | str | bytes) or not hasattr(seconds, "__float__"):
         raise TypeError(f"{name} must be a number of seconds, got {seconds!r} of type {type(seconds).__name__}")
-    value = float(seconds)
+    try:
+        value = float(seconds)
+    except OverflowError:
+        value = math.inf
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} must be a number of seconds above 0, got {seconds!r}")
     return max(round(min(value, _LONGEST_S) * _SECOND), 1)

@@ -64,10 +64,16 @@ def document(summary: Summary, *, program: str, argv: Sequence[str], version: st
 def write_atomically(path: str, content: dict[str, Any]) -> None:
     """Write the document next to its place and move it there: a reader sees all of it or nothing.
 
+    A link is followed, not replaced.  What is no plain file (a pipe, ``/dev/stdout``, ``/dev/null``) is written to.
     Raises OSError where the folder cannot be written.
     """
     text = json.dumps(content, ensure_ascii=True, separators=(",", ":")) + "\n"
-    descriptor, name = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path) or ".")
+    if is_special(path):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+        return
+    path = os.path.realpath(path)
+    descriptor, name = tempfile.mkstemp(prefix=".loopwatch.", dir=os.path.dirname(path))
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             os.fchmod(file.fileno(), 0o666 & ~_umask())
@@ -77,6 +83,19 @@ def write_atomically(path: str, content: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def is_special(path: str) -> bool:
+    """Whether a path leads to something that must not be replaced by a file: no plain file, or an open descriptor."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        return True
+    for _ in range(40):  # /dev/stdout is a link to /proc/self/fd/1, which may be a link to a plain file
+        if os.path.realpath(os.path.dirname(path) or ".").startswith("/proc/"):
+            return True
+        if not os.path.islink(path):
+            return False
+        path = os.path.join(os.path.dirname(path), os.readlink(path))
+    return False
 
 
 def _umask() -> int:

@@ -70,8 +70,8 @@ class LoopScope:
         return self._pid != os.getpid()
 
     def close(self) -> "list[RawBlock]":
+        blocks = self._scope.close()  # builds and reports blocks: no other loop may have to wait for that
         with _lock:
-            blocks = self._scope.close()
             _release(self._entry)
         return blocks
 
@@ -124,7 +124,8 @@ def loop_kind(loop: Any) -> str:
     if not isinstance(loop, asyncio.BaseEventLoop) or not callable(getattr(selector, "select", None)):
         return "generic"
     wrapped = "select" in getattr(selector, "__dict__", {})
-    return "selector-epoll" if type(selector) is selectors.EpollSelector and not wrapped else "selector"
+    epoll = getattr(selectors, "EpollSelector", None)  # gevent takes it away
+    return "selector-epoll" if type(selector) is epoll and not wrapped else "selector"
 
 
 def _entry_of_running_loop() -> _Entry:

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from loopwatch.findings import EventLoopBlock
-from loopwatch.stacks import format_stack, is_library, is_runner, user_frame
+from loopwatch.stacks import format_stack, is_library, is_runner, launcher_frames, user_frame
 from loopwatch.summary import Place, Summary
 
 SHOWN_FRAMES = 3
@@ -19,15 +19,19 @@ _CODES = {"bad": "1;31", "place": "1", "dim": "2"}
 class Terminal:
     """A file descriptor that text is written to; never raises, never buffers, colours only on a terminal.
 
-    Each text goes out in one piece, so that reports of two threads do not mix.
+    Each text goes out in one piece, so that reports of two threads do not mix.  Where the program closed the descriptor
+    (a daemon closes all of them) and has its number again for a file of its own, nothing is written.
     """
 
     def __init__(self, descriptor: int, environ: Mapping[str, str] = os.environ) -> None:
         self.descriptor = descriptor
+        self._identity = _identity(descriptor)
         self.colour = wants_colour(descriptor, environ)
 
     def write(self, text: str) -> None:
         """Write text; if it cannot be written it is lost."""
+        if self._identity is None or _identity(self.descriptor) != self._identity:
+            return
         data = text.encode("utf-8", "backslashreplace")
         with contextlib.suppress(OSError):
             while data:
@@ -36,6 +40,15 @@ class Terminal:
     def paint(self, style: str, text: str) -> str:
         """Colour text as ``bad``, ``place`` or ``dim``, if this terminal shows colours."""
         return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if self.colour else text
+
+
+def _identity(descriptor: int) -> tuple[int, int] | None:
+    """What file a descriptor leads to; None where it is closed."""
+    try:
+        status = os.fstat(descriptor)
+    except (OSError, OverflowError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def wants_colour(descriptor: int, environ: Mapping[str, str]) -> bool:
@@ -96,6 +109,7 @@ def block_text(block: EventLoopBlock, paint: Paint = plain) -> str:
 
 def shown_frames(stack: Sequence[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
     """The frames a person needs: the last few of the program's own, and the innermost one."""
+    stack = stack[launcher_frames(stack) :]
     own = [frame for frame in stack if not is_library(frame.filename)]
     if not own:
         own = [frame for frame in stack if not is_runner(frame.filename)] or list(stack)

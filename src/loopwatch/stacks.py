@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loopwatch._core import RawFrame
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_PROGRAM = os.path.join(_PACKAGE, "commands", "program.py")
 _RUNNERS = ("asyncio", "trio", "uvloop", "trio_asyncio", "anyio")
 
 
@@ -97,6 +98,12 @@ def is_runner(filename: str) -> bool:
         return True
     parts = filename.split("/")
     return is_library(filename) and (parts[-1] == "runpy.py" or any(name in parts for name in _RUNNERS))
+
+
+def launcher_frames(frames: Sequence[traceback.FrameSummary]) -> int:
+    """How many frames at the outer end belong to `loopwatch run`, the installed command's own script included."""
+    started = [number for number, frame in enumerate(frames) if frame.filename == _PROGRAM]
+    return min(started[-1] + 1, len(frames) - 1) if started else 0
 
 
 _LOOP_FRAMES = ("_run_once", "run_forever", "run_until_complete", "Runner.run", "unrolled_run")

@@ -336,3 +336,59 @@ def test_time_between_two_runs_of_a_loop_is_not_a_block() -> None:
     scope.close()
     loop.close()
     assert found == []
+
+
+def test_a_script_from_stdin_runs_as_python_runs_it() -> None:
+    source = "import sys\nprint(sys.argv, repr(sys.path[0]), sorted((k, str(v)) for k, v in globals().items()))"
+    for command in ([], ["-m", "loopwatch", "run", "--quiet"]):
+        done = subprocess.run(
+            [sys.executable, *command, "-", "a"], input=source, capture_output=True, text=True, timeout=60, check=True
+        )
+        if not command:
+            plain = done.stdout
+    assert done.stdout == plain
+
+
+def test_loops_do_not_wait_for_the_report_of_another() -> None:
+    done = run_python(
+        """
+        import asyncio, threading, time
+        from loopwatch.loops import open_scope
+
+        reporting, closed = threading.Event(), threading.Event()
+
+        async def slow_report():
+            def report(raw):
+                reporting.set()
+                assert closed.wait(10), "the other loop was held up"
+            scope = open_scope(10_000_000, 1_000_000, report)
+            time.sleep(0.05)
+            scope.close()
+
+        async def other():
+            open_scope(10_000_000_000, 1_000_000).close()
+
+        def second():
+            reporting.wait()
+            asyncio.run(other())
+            closed.set()
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        asyncio.run(slow_report())
+        thread.join()
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert "held up" not in done.stderr
+
+
+@pytest.mark.parametrize(("code", "expected"), [("None", 86), ("0", 86), ("False", 86), ("0.0", 1), ("7", 7)])
+def test_fail_on_block_changes_only_an_exit_code_of_zero(code: str, expected: int, tmp_path: Path) -> None:
+    script = tmp_path / "app.py"
+    script.write_text(
+        f"import asyncio, sys, time\nasync def main():\n    time.sleep(0.1)\nasyncio.run(main())\nsys.exit({code})\n"
+    )
+    options = ["--quiet", "--fail-on-block", "--threshold", "0.05"]
+    done = subprocess.run([sys.executable, "-m", "loopwatch", "run", *options, str(script)], timeout=60, check=False)
+    assert done.returncode == expected

@@ -110,6 +110,21 @@ def test_the_exception_of_the_body_gets_a_note_and_a_warning(action: Any, body: 
     assert body.__notes__[0] == "found it"
 
 
+@pytest.mark.parametrize("end", [SystemExit(3), pytest.fail.Exception("failed")], ids=lambda end: type(end).__name__)
+def test_an_action_that_ends_the_program_or_test_does_so_but_not_in_place_of_the_body_s_exception(
+    end: BaseException,
+) -> None:
+    def ends(findings: list[Any]) -> None:
+        raise end
+
+    with pytest.raises(type(end)):
+        run([ends, "raise"])
+    body = asyncio.CancelledError()
+    with pytest.warns(ResourceWarning):
+        run(ends, body)
+    assert "an action of loopwatch failed" in body.__notes__[1]
+
+
 @pytest.mark.parametrize("action", ["warn", "cancel", "raise"])
 def test_warnings_that_are_errors_do_not_replace_the_exception_of_the_body(action: Any) -> None:
     body = ValueError("mine")

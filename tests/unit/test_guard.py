@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import selectors
 import threading
 from typing import Any
 
@@ -18,7 +19,7 @@ from loopwatch.loops import loop_kind, watch_for_running_loop
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
-        *((value, ValueError) for value in (0, -1, float("nan"), float("inf"))),
+        *((value, ValueError) for value in (0, -1, float("nan"), float("inf"), 10**400)),
         *((value, TypeError) for value in (True, "0.1", None)),
     ],
 )
@@ -155,3 +156,12 @@ def test_kinds_of_loops() -> None:
     finally:
         loop.close()
     assert loop_kind(object()) == "generic"
+
+
+def test_a_loop_is_watched_where_selectors_has_no_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.new_event_loop()
+    monkeypatch.delattr(selectors, "EpollSelector", raising=False)
+    try:
+        assert loop_kind(loop) == "selector"
+    finally:
+        loop.close()

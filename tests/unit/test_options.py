@@ -66,6 +66,7 @@ def test_the_json_file_is_found_again_after_a_chdir() -> None:
         ("--thresh 1 app.py", "--thresh"),
         ("--json /no/such/folder/x.json app.py", "mkdir -p /no/such/folder"),
         ("--json / app.py", "is a folder"),
+        ("--json= app.py", "name the file"),
     ],
 )
 def test_mistakes_end_at_once_with_what_to_do(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from loopwatch import report as report_module
 from loopwatch import summary as summary_module
 from loopwatch.blocks import block_from_raw
 from loopwatch.json_report import document, write_atomically
@@ -133,6 +134,30 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_what_is_no_plain_file_is_written_to_and_links_are_followed(tmp_path: Path) -> None:
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link.json", tmp_path / "target.json"
+    os.mkfifo(pipe)
+    descriptor = os.open(pipe, os.O_RDWR)
+    link.symlink_to(target)
+    target.write_text("old")
+    try:
+        write_atomically(str(pipe), {"a": 1})
+        assert os.read(descriptor, 100) == b'{"a":1}\n'
+    finally:
+        os.close(descriptor)
+    write_atomically(str(link), {"a": 2})
+    assert target.read_text() == '{"a":2}\n'
+    assert link.is_symlink()
+    assert pipe.is_fifo()
+    assert sorted(tmp_path.iterdir()) == [link, pipe, target]
+
+
+def test_an_open_descriptor_is_written_to_not_replaced(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w") as file:
+        write_atomically(f"/dev/fd/{file.fileno()}", {"a": 1})
+        assert os.fstat(file.fileno()).st_size == 8
+
+
 def test_colour_only_on_a_terminal_that_wants_it() -> None:
     master, slave = os.openpty()
     reader, writer = os.pipe()
@@ -156,3 +181,29 @@ def test_writing_to_a_closed_stderr_does_no_harm() -> None:
     os.close(writer)
     Terminal(writer).write("lost")
     Terminal(-1).write("lost \udc80")
+
+
+def test_a_descriptor_that_the_program_reused_is_not_written_to(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path / "stderr", os.O_CREAT | os.O_WRONLY)
+    terminal = Terminal(descriptor)
+    terminal.write("kept")
+    os.close(descriptor)
+    own = os.open(tmp_path / "data", os.O_CREAT | os.O_WRONLY)
+    os.dup2(own, descriptor)
+    terminal.write("lost")
+    os.close(descriptor)
+    if own != descriptor:
+        os.close(own)
+    assert (tmp_path / "stderr").read_text() == "kept"
+    assert (tmp_path / "data").read_text() == ""
+
+
+def test_the_frames_of_the_command_itself_are_not_shown(raw: Any) -> None:
+    program = str(Path(report_module.__file__).parent / "commands" / "program.py")
+    part = raw.segment(
+        ("/venv/bin/loopwatch", "<module>", 8), (program, "_execute", 65), ("/srv/app.py", "handler", 42)
+    )
+    text = block_text(block_from_raw(raw.block(part), 1))
+    assert "bin/loopwatch" not in text
+    assert "commands/program.py" not in text
+    assert '"/srv/app.py", line 42, in handler' in text

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from loopwatch.json_report import is_special
 from loopwatch.summary import Patterns
 
 EXIT_BLOCKED = 86
@@ -109,9 +110,13 @@ def _cut(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
 
 
 def _check_writable(parser: argparse.ArgumentParser, path: str) -> None:
-    folder = os.path.dirname(os.path.abspath(path))
+    if not path:
+        parser.error("--json: name the file to write")
     if os.path.isdir(path):
         parser.error(f"--json: {path} is a folder; name a file in it")
+    if is_special(path):
+        return
+    folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder):
         parser.error(f"--json: the folder {folder} does not exist; create it with `mkdir -p {folder}`")
     if not os.access(folder, os.W_OK):

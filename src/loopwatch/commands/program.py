@@ -28,11 +28,20 @@ def run_module(name: str, arguments: Sequence[str]) -> None:
 
 
 def run_script(path: str, arguments: Sequence[str]) -> None:
-    """Run a script, or a folder or archive that holds a ``__main__.py``, as ``python`` does.
+    """Run a script, or a folder or archive that holds a ``__main__.py``, as ``python`` does; ``-`` is stdin.
 
     Ends the process with exit code 2, as ``python`` does, if the file cannot be opened.
     """
     sys.argv[:] = [path, *arguments]
+    if path == "-":
+        source = sys.stdin.buffer.read() if sys.stdin is not None else b""
+        _set_first_path("")
+        main = _new_main()
+        vars(main).update(__file__="<stdin>", __loader__=importlib.machinery.BuiltinImporter)
+        if sys.version_info < (3, 15):
+            vars(main)["__cached__"] = None
+        _execute(_compile(source, "<stdin>"), vars(main))
+        return
     if _is_archive(path):
         # python itself puts it first even with -P: it is what is run
         _set_first_path(os.path.abspath(path), always=True)

@@ -46,7 +46,8 @@ def command(argv: Sequence[str]) -> int:
         else:
             run_script(options.program, options.arguments)
     except SystemExit as end:
-        if options.fail_on_block and end.code in (None, 0) and recorder.blocked_at_the_end():
+        good = end.code is None or (isinstance(end.code, int) and end.code == 0)  # sys.exit(0.0) ends with 1
+        if options.fail_on_block and good and recorder.blocked_at_the_end():
             raise SystemExit(EXIT_BLOCKED) from None
         raise
     except BaseException as error:
