@@ -79,7 +79,7 @@ export DEBIAN_FRONTEND=noninteractive
 apt() {
     apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -qq "$@" </dev/null
 }
-echo "installing$missing" >&2
+echo "installing$missing" | sed 's/FUZZER/its fuzzer/' >&2
 apt update || true # one list of many that fails need not matter
 case $missing in
 *FUZZER*)
