@@ -134,7 +134,7 @@ newest_frame(uintptr_t tstate, uintptr_t *frame)
 int
 lw_walk_stack(uintptr_t tstate, lw_walk *walk)
 {
-    uintptr_t frame, first, again, first_instr = 0, instr_again = 0;
+    uintptr_t frame, first, first_instr = 0, again, instr_again = 0;
     unsigned char head[LW_FRAME_HEAD];
     int seen = 0;
 
@@ -172,12 +172,25 @@ lw_walk_stack(uintptr_t tstate, lw_walk *walk)
             newest_frame(tstate, &again) < 0 || again != first
             || (first != 0 && (lw_read_ptr(first + lw_lay.fr_instr, &instr_again) < 0 || instr_again != first_instr));
     }
+    walk->first = first;
+    walk->first_instr = first_instr;
     if (walk->n > LW_MAX_FRAMES) {
         walk->omitted = walk->n - LW_MAX_FRAMES;
         memmove(&walk->raw[LW_KEEP_INNER], &walk->raw[walk->n - LW_KEEP_OUTER], LW_KEEP_OUTER * sizeof(walk->raw[0]));
         walk->n = LW_MAX_FRAMES;
     }
     return 0;
+}
+
+void
+lw_walk_again(uintptr_t tstate, lw_walk *walk)
+{
+    uintptr_t frame, instr;
+    if (walk->n > 0 && !walk->moved && newest_frame(tstate, &frame) == 0) {
+        walk->moved =
+            frame != walk->first
+            || (frame != 0 && lw_read_ptr(frame + lw_lay.fr_instr, &instr) == 0 && instr != walk->first_instr);
+    }
 }
 
 int

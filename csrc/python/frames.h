@@ -38,6 +38,7 @@ typedef struct {
     int n;       /* frames kept, newest first */
     int omitted; /* frames left out between the inner and the outer part */
     int moved;
+    uintptr_t first, first_instr; /* newest frame of all, and its instruction, when the walk began */
     lw_rawframe raw[LW_MAX_WALK];
 } lw_walk;
 
@@ -63,6 +64,8 @@ uint32_t lw_textbuf_str(lw_textbuf *t, uintptr_t unicode);   /* 0 when unreadabl
 uint32_t lw_textbuf_add(lw_textbuf *t, const char *text);
 
 int lw_walk_stack(uintptr_t tstate, lw_walk *walk);          /* -1: not readable at all */
+/* Look once more, later: sets walk->moved if the newest frame or its instruction is another one now. */
+void lw_walk_again(uintptr_t tstate, lw_walk *walk);
 int lw_decode_frame(const lw_rawframe *raw, lw_frame *out, lw_textbuf *text); /* -1: not Python code */
 int lw_read_ptr(uintptr_t at, uintptr_t *out);
 

@@ -4,7 +4,8 @@
  * may never come free: straight to a file descriptor with write(2), from
  * static buffers, as faulthandler does, but with safe reads.  It gives the
  * stacks of all threads of the interpreter, the hanging loop's first, newest
- * frame last as tracebacks do. */
+ * frame last as tracebacks do.  A line that cannot be written at once (a full
+ * pipe that nobody drains) is dropped: the watchdog waits for nobody. */
 #ifndef LW_HANG_H
 #define LW_HANG_H
 

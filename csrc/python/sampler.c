@@ -1,6 +1,8 @@
 /* sampler.c: see sampler.h. */
 #include "sampler.h"
 
+#include <time.h>
+
 #include "../core/clock.h"
 #include "../core/procfs.h"
 #include "../core/saferead.h"
@@ -11,6 +13,12 @@
 const char *const lw_cause_names[LW_CAUSES] = {"python",  "c_call",  "syscall", "lock",   "gil",
                                                "starved", "stopped", "gc",      "import", "unknown"};
 _Atomic uint64_t lw_count_samples, lw_count_failed;
+
+/* A watchdog that was woken on the CPU of the thread it looks at sees it stand
+ * still, whatever it does: so it steps aside for a moment before it says so,
+ * until a segment has that many samples that did not move. */
+#define BREATH_NS 50000
+#define SETTLED 16
 
 static lw_walk walk, holder_walk; /* the registry lock's */
 static lw_frame decoded[LW_MAX_FRAMES];
@@ -239,6 +247,10 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
     }
     else {
         lw_count_failed++;
+    }
+    if (ev.running && walk.n > 0 && !walk.moved && (seg == NULL || seg->running < SETTLED)) {
+        nanosleep(&(struct timespec){0, BREATH_NS}, NULL);
+        lw_walk_again(tstate, &walk);
     }
     if (atomic_load_explicit(busy, memory_order_acquire) != s->span) {
         return; /* the span ended while we looked: whatever we saw may be of the next one */

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -38,6 +39,9 @@ static uint64_t idle_since;
 static _Atomic uint64_t ticks, cpu_ns;
 static uint64_t hang_after;
 static int hang_fd = 2;
+static struct stat hang_file;    /* what that descriptor was: a program may close it and open another file */
+static _Atomic int waiting;      /* threads at the lock, perhaps with the GIL */
+static int forking_tid;
 static int (*drain_call)(void *);
 static struct {
     uintptr_t tstate;
@@ -50,7 +54,31 @@ static struct {
 void
 lw_lock(void)
 {
+    atomic_fetch_add(&waiting, 1);
     pthread_mutex_lock(&lock);
+    atomic_fetch_sub(&waiting, 1);
+}
+
+/* The watchdog lets those go first who wait at the lock. */
+static void
+let_others(void)
+{
+    if (atomic_load(&waiting) != 0) {
+        pthread_mutex_unlock(&lock);
+        for (int i = 0; i < 100 && atomic_load(&waiting) != 0; i++) {
+            sched_yield();
+        }
+        pthread_mutex_lock(&lock);
+    }
+}
+
+/* The descriptor hang reports go to, or -1 when it is another file by now. */
+static int
+hang_target(void)
+{
+    struct stat now;
+    int same = fstat(hang_fd, &now) == 0 && now.st_dev == hang_file.st_dev && now.st_ino == hang_file.st_ino;
+    return same ? hang_fd : -1;
 }
 
 void
@@ -179,7 +207,7 @@ look(lw_watch *w, uint64_t now, uint64_t tick)
     }
     if (hang_after != 0 && age >= (s->hang_next ? s->hang_next : hang_after)) {
         s->hang_next = (s->hang_next ? s->hang_next : hang_after) * 2;
-        lw_hang_report(hang_fd, atomic_load(&w->tstate), tid, age);
+        lw_hang_report(hang_target(), atomic_load(&w->tstate), tid, age);
     }
     if (w->kind == LW_GENERIC && now + tick < w->next_ns) {
         return now + tick;
@@ -236,6 +264,7 @@ watchdog_main(void *unused)
         for (int i = 0; i < nwatches; i++) {
             uint64_t again = look(watches[i], now, tick);
             next = again < next ? again : next;
+            let_others(); /* may shorten the list: the bound is read anew */
         }
         if (stress.interval != 0) {
             if (stress.sampler.n > LW_MAX_SEGMENTS / 2 || stress.sampler.text.used > LW_TEXT_SIZE / 2) {
@@ -277,7 +306,8 @@ watchdog_main(void *unused)
 static void
 fork_prepare(void)
 {
-    pthread_mutex_lock(&lock);
+    lw_lock();
+    forking_tid = (int)syscall(SYS_gettid);
 }
 
 static void
@@ -297,7 +327,19 @@ fork_child(void)
     gap_until = 0;
     delay_read = 0;
     stress.interval = 0;
-    hang_after = 0;
+    waiting = 0;
+    for (int i = 0; i < nwatches;) { /* of all threads only the one that forked is here */
+        lw_watch *w = watches[i];
+        if (atomic_load(&w->tid) == forking_tid) {
+            atomic_store(&w->tid, (int)syscall(SYS_gettid));
+            i++;
+            continue;
+        }
+        watches[i] = watches[--nwatches];
+        w->registered = 0;
+        lw_sampler_close(&w->sampler);
+        atomic_store(&w->busy, 0);
+    }
 }
 
 int
@@ -307,7 +349,7 @@ lw_watchdog_start(void)
     sigset_t all, old;
     pthread_condattr_t attr;
 
-    pthread_mutex_lock(&lock);
+    lw_lock();
     if (running) {
         goto done;
     }
@@ -341,7 +383,7 @@ done:
 void
 lw_watchdog_stop(void)
 {
-    pthread_mutex_lock(&lock);
+    lw_lock();
     if (!running) {
         pthread_mutex_unlock(&lock);
         return;
@@ -350,7 +392,7 @@ lw_watchdog_stop(void)
     pthread_cond_signal(&wake);
     pthread_mutex_unlock(&lock);
     pthread_join(thread, NULL);
-    pthread_mutex_lock(&lock);
+    lw_lock();
     running = stopping = 0;
     pthread_mutex_unlock(&lock);
 }
@@ -362,7 +404,7 @@ lw_watchdog_add(lw_watch *w)
     if (lw_watchdog_start() < 0) {
         return -1;
     }
-    pthread_mutex_lock(&lock);
+    lw_lock();
     if (nwatches < MAX_WATCHES && lw_sampler_open(&w->sampler) == 0) {
         watches[nwatches++] = w;
         w->registered = 1;
@@ -377,7 +419,7 @@ lw_watchdog_add(lw_watch *w)
 void
 lw_watchdog_remove(lw_watch *w)
 {
-    pthread_mutex_lock(&lock);
+    lw_lock();
     for (int i = 0; i < nwatches; i++) {
         if (watches[i] == w) {
             watches[i] = watches[--nwatches];
@@ -393,7 +435,7 @@ void
 lw_watchdog_hurry(uint64_t threshold)
 {
     uint64_t need = threshold / 4 > MS ? threshold / 4 : MS;
-    pthread_mutex_lock(&lock);
+    lw_lock();
     if (planned == 0 || planned > lw_now_ns() + need) {
         pthread_cond_signal(&wake);
     }
@@ -404,18 +446,18 @@ int
 lw_watchdog_after_fork(void)
 {
     lw_mem_init();
-    for (int i = 0; i < nwatches; i++) {
-        atomic_store(&watches[i]->tid, (int)syscall(SYS_gettid));
-    }
     return nwatches ? lw_watchdog_start() : 0;
 }
 
 void
 lw_watchdog_hang(uint64_t after_ns, int fd)
 {
-    pthread_mutex_lock(&lock);
+    lw_lock();
     hang_after = after_ns;
     hang_fd = fd;
+    if (fstat(fd, &hang_file) < 0) {
+        hang_after = 0;
+    }
     pthread_mutex_unlock(&lock);
 }
 
@@ -425,7 +467,7 @@ lw_watchdog_stress(uintptr_t tstate, int tid, uint64_t interval)
     if (interval != 0) {
         (void)lw_watchdog_start();
     }
-    pthread_mutex_lock(&lock);
+    lw_lock();
     if (interval != 0 && stress.interval == 0) {
         if (lw_sampler_open(&stress.sampler) < 0) {
             interval = 0;
@@ -456,7 +498,7 @@ lw_watchdog_set_drain(int (*drain)(void *))
 void
 lw_watchdog_read(lw_watchdog_numbers *out)
 {
-    pthread_mutex_lock(&lock);
+    lw_lock();
     out->samples = lw_count_samples;
     out->failed_reads = lw_count_failed;
     out->ticks = ticks;
