@@ -14,6 +14,8 @@ import pytest
 SLICE = 0.05  # seconds in which busy processes may hold the CPU between our readings and the core's
 TARGETS = Path(__file__).resolve().parent.parent / "targets"
 
+pytestmark = pytest.mark.flaky(reruns=2)  # see test_truth.py
+
 
 def outcome_of(program: str) -> dict[str, Any]:
     """Run the program on its own and read what it says."""
