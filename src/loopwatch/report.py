@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from loopwatch.findings import EventLoopBlock
-from loopwatch.stacks import format_stack, is_library, is_runner, launcher_frames, user_frame
+from loopwatch.stacks import format_stack, is_library, is_runner, launcher_frames
 from loopwatch.summary import Place, Summary
 
 SHOWN_FRAMES = 3
@@ -114,7 +114,7 @@ def shown_frames(stack: Sequence[traceback.FrameSummary]) -> list[traceback.Fram
     if not own:
         own = [frame for frame in stack if not is_runner(frame.filename)] or list(stack)
     shown = own[-SHOWN_FRAMES:]
-    if user_frame(stack) is not stack[-1] and stack[-1] is not shown[-1]:
+    if stack[-1] is not shown[-1]:
         shown.append(stack[-1])
     return shown
 

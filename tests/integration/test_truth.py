@@ -20,7 +20,7 @@ from targets.trials import cause_of, culprit_names, run_trial, stack_names, tole
 
 from loopwatch import EventLoopBlockError, no_event_loop_blocking
 
-# Milliseconds of truth, on machines that others use too: what fails is measured again, twice at most, and pytest says so.
+# Milliseconds of truth, on machines that others use too: what fails is measured again, at most twice; pytest says so.
 pytestmark = pytest.mark.flaky(reruns=2)
 
 THRESHOLD = 0.05

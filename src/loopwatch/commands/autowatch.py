@@ -121,22 +121,34 @@ class AutoWatch:
             self._on_failure(f"{type(loop).__module__}.{type(loop).__qualname__}: {type(error).__name__}: {error}")
 
     def _wrap_trio(self, trio: ModuleType) -> None:
-        for module, name in ((trio, "run"), (sys.modules.get("trio.lowlevel"), "start_guest_run")):
-            if module is not None and hasattr(module, name):
-                setattr(module, name, self._with_instrument(getattr(module, name)))
+        """See each run begin and end.
 
-    def _with_instrument(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with contextlib.suppress(TypeError):
-                kwargs["instruments"] = [*kwargs.get("instruments", ()), _TrioRun(self)]
-            return function(*args, **kwargs)
+        ``run`` and ``start_guest_run`` look up both names below as they run.  They stay the very objects they were, for
+        programs compare them; and the runs of all who call ``trio._core.run`` are seen too.
+        """
+        internals: Any = sys.modules.get("trio._core._run")
+        if not hasattr(internals, "setup_runner") or not hasattr(getattr(internals, "Runner", None), "close"):
+            self._on_failure("trio: this release begins its runs in a way that is not known here")
+            return
+        setup, close = internals.setup_runner, internals.Runner.close
 
-        return run
+        @functools.wraps(setup)
+        def setup_runner(clock: Any, instruments: Any, *args: Any, **kwargs: Any) -> Any:
+            return setup(clock, [*instruments, _TrioRun(self)], *args, **kwargs)
+
+        @functools.wraps(close)
+        def close_runner(runner: Any) -> None:
+            ident = threading.get_ident()
+            entry = self._open.get(ident)
+            if entry is not None and entry[0] is runner.trio_token:
+                self.close(ident)
+            close(runner)
+
+        internals.setup_runner, internals.Runner.close = setup_runner, close_runner
 
 
 class _TrioRun:
-    """A trio instrument: the run begins, the run ends."""
+    """A trio instrument: the run begins.  No ``after_run``: a program may ask that the run has no such hook."""
 
     def __init__(self, watch: AutoWatch) -> None:
         self._watch = watch
@@ -145,12 +157,6 @@ class _TrioRun:
         ident = threading.get_ident()
         if ident not in self._watch._open:  # a guest run: the host's loop is watched already
             self._watch.open(ident, sys.modules["trio.lowlevel"].current_trio_token())
-
-    def after_run(self) -> None:
-        ident = threading.get_ident()
-        entry = self._watch._open.get(ident)
-        if entry is not None and type(entry[0]).__module__.partition(".")[0] == "trio":
-            self._watch.close(ident)
 
 
 class _TrioFinder(importlib.abc.MetaPathFinder):
