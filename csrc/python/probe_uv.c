@@ -224,12 +224,6 @@ drop_watch(PyObject *capsule)
 }
 
 int
-lw_probe_uv_init(PyObject *Py_UNUSED(module))
-{
-    return 0;
-}
-
-int
 lw_probe_uv_attach(Watch *self)
 {
     void *loop = loop_pointer(self->loop);

@@ -41,7 +41,7 @@ lw_sampler_begin(lw_sampler *s, uint64_t span)
 {
     lw_arena_reset(&s->arena);
     s->span = span;
-    s->n = s->dropped = s->dull = 0;
+    s->n = s->dropped = 0;
     s->last_ns = 0;
     s->stopped_ns = 0;
     s->hang_next = 0;

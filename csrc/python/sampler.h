@@ -71,7 +71,7 @@ typedef struct {
     uint64_t last_ns;           /* of the newest sample */
     uint64_t delay_at, delay_ns; /* run-delay counter: when read, and its value, before the span's first sample */
     uint64_t stopped_ns;        /* of this span, the process did not run */
-    uint32_t n, dropped, dull;
+    uint32_t n, dropped;
     lw_segment *segs;
     lw_arena arena;
     lw_textbuf text;

@@ -253,7 +253,6 @@ watch_tp_init(Watch *self, PyObject *args, PyObject *kwargs)
     }
     self->loop = Py_NewRef(loop);
     self->w.kind = (enum lw_kind)found;
-    self->w.owner = self;
     refresh_bounds(self);
     return 0;
 }
@@ -418,6 +417,26 @@ swap_found(Scope *self)
     return found;
 }
 
+/* Take an open scope off its Watch; the last one takes the probe away. */
+static void
+scope_unlink(Scope *self)
+{
+    Watch *watch = self->watch;
+    for (Scope **at = &watch->scopes; *at != NULL; at = &(*at)->next) {
+        if (*at == self) {
+            *at = self->next;
+            watch->nscopes--;
+            break;
+        }
+    }
+    self->watch = NULL;
+    refresh_bounds(watch);
+    if (watch->nscopes == 0) {
+        detach(watch);
+    }
+    Py_DECREF(watch);
+}
+
 static void
 scope_shut(Scope *self)
 {
@@ -435,19 +454,7 @@ scope_shut(Scope *self)
         judge(watch, self, busy, now);
         unpin(watch);
     }
-    for (Scope **at = &watch->scopes; *at != NULL; at = &(*at)->next) {
-        if (*at == self) {
-            *at = self->next;
-            watch->nscopes--;
-            break;
-        }
-    }
-    self->watch = NULL;
-    refresh_bounds(watch);
-    if (watch->nscopes == 0) {
-        detach(watch);
-    }
-    Py_DECREF(watch);
+    scope_unlink(self);
 }
 
 static PyObject *
@@ -491,21 +498,8 @@ scope_dealloc(Scope *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    Watch *watch = self->watch;
-    if (watch != NULL) { /* forgotten open: unlink, judge nothing */
-        for (Scope **at = &watch->scopes; *at != NULL; at = &(*at)->next) {
-            if (*at == self) {
-                *at = self->next;
-                watch->nscopes--;
-                break;
-            }
-        }
-        self->watch = NULL;
-        refresh_bounds(watch);
-        if (watch->nscopes == 0) {
-            detach(watch);
-        }
-        Py_DECREF(watch);
+    if (self->watch != NULL) { /* forgotten open: unlink, judge nothing */
+        scope_unlink(self);
     }
     Py_XDECREF(self->on_block);
     Py_XDECREF(self->found);

@@ -72,7 +72,6 @@ int lw_probe_select_attach(Watch *self);
 void lw_probe_select_detach(Watch *self);
 /* probe_uv.c */
 int lw_probe_uv_find(PyObject *loop, char *why, size_t cap); /* 0, or -1 and why not */
-int lw_probe_uv_init(PyObject *module);
 int lw_probe_uv_attach(Watch *self);
 void lw_probe_uv_detach(Watch *self);
 

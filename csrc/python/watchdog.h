@@ -46,7 +46,6 @@ typedef struct lw_watch {
     /* generic: a finished span that waits to be handed over */
     _Atomic uint64_t pending_start, pending_end;
     int epoll_seen;
-    void *owner; /* the Watch object, borrowed; never touched by the watchdog */
 } lw_watch;
 
 int lw_watchdog_start(void);             /* idempotent; -1 and errno */
