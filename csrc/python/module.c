@@ -8,6 +8,7 @@
 #include "watch.h"
 
 #include "../core/saferead.h"
+#include "creation.h"
 #include "layout.h"
 
 static PyObject *
@@ -161,7 +162,8 @@ core_exec(PyObject *module)
         PyErr_SetString(PyExc_ImportError, "loopwatch._core is loaded already and cannot be loaded twice in a process");
         return -1;
     }
-    if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0) {
+    if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0
+        || lw_creation_init(module) < 0) {
         return -1;
     }
     causes = PyTuple_New(LW_CAUSES);
