@@ -108,7 +108,8 @@ class EventLoopBlock:
     ``missing_reason`` says why.  ``callbacks`` is how many callbacks the iteration ran, ``heaviest`` the longest of
     them with its seconds; ``scattered`` tells that none took over half.  ``holder_thread`` and ``holder_stack`` are
     those of the thread that held the GIL, if that is the cause.  ``stopped`` and ``starved`` are the seconds of it in
-    which the process, or this thread, was kept from running; ``stall`` tells that without them it would be no block.
+    which the process, or this thread, was kept from running; ``stall`` tells that they are more than half of it and
+    that what remains is below the threshold: then the machine is to blame, not the program.
     """
 
     block_id: int

@@ -141,8 +141,9 @@ def summary_text(summary: Summary, paint: Paint = plain) -> str:
     if summary.excluded:
         lines.append(f"  not shown: {summary.excluded} left out by --include and --exclude")
     if summary.stall_count:
+        number = "1 stall" if summary.stall_count == 1 else f"{summary.stall_count} stalls"
         lines.append(
-            f"  not the program's fault: {summary.stall_count} stalls (process stopped, or CPU busy elsewhere)"
+            f"  not the program's fault: {number} (mostly stopped or without a CPU, the rest below the threshold)"
         )
     if summary.dropped_samples:
         lines.append(f"  dropped: {summary.dropped_samples} samples found no room")

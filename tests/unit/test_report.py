@@ -75,7 +75,9 @@ def test_stalls_are_counted_apart(raw: Any) -> None:
     stall = block_from_raw(raw.block(raw.segment(("/a.py", "f", 1)), stall=True), 1)
     assert not summary.add(stall)
     assert (summary.count, summary.stall_count) == (0, 1)
-    assert "1 stalls" in summary_text(summary)
+    assert "1 stall (" in summary_text(summary)
+    summary.add(stall)
+    assert "2 stalls (" in summary_text(summary)
 
 
 @pytest.mark.parametrize(
