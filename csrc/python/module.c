@@ -9,6 +9,7 @@
 
 #include "../core/saferead.h"
 #include "creation.h"
+#include "awaits.h"
 #include "layout.h"
 
 static PyObject *
@@ -163,7 +164,7 @@ core_exec(PyObject *module)
         return -1;
     }
     if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0
-        || lw_creation_init(module) < 0) {
+        || lw_creation_init(module) < 0 || lw_awaits_init(module) < 0) {
         return -1;
     }
     causes = PyTuple_New(LW_CAUSES);
