@@ -10,6 +10,7 @@
 #include "../core/saferead.h"
 #include "creation.h"
 #include "layout.h"
+#include "threads.h"
 
 static PyObject *
 set_hang_report(PyObject *Py_UNUSED(module), PyObject *args)
@@ -163,7 +164,7 @@ core_exec(PyObject *module)
         return -1;
     }
     if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0
-        || lw_creation_init(module) < 0) {
+        || lw_creation_init(module) < 0 || lw_threads_init(module) < 0) {
         return -1;
     }
     causes = PyTuple_New(LW_CAUSES);
