@@ -249,6 +249,21 @@ lw_small_int(const PyLongObject *copy)
 #endif
 }
 
+/* Whether a thread was begun by the _thread module: 1 yes, 0 no (C code that
+ * called PyGILState_Ensure, or an embedder), -1 not told.  The state says who
+ * made it since 3.13; the numbers are WHENCE_THREADING and, since 3.15,
+ * WHENCE_THREADING_DAEMON. */
+static inline int
+lw_begun_by_python(const PyThreadState *ts)
+{
+#if PY_VERSION_HEX < 0x030D0000
+    (void)ts;
+    return -1;
+#else
+    return ts->_whence == 3 || ts->_whence == 6;
+#endif
+}
+
 /* The byte offset of a slot that a class keeps for NAME, or 0. */
 static inline size_t
 lw_slot_offset(PyObject *type, const char *name)

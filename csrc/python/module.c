@@ -12,6 +12,7 @@
 #include "awaits.h"
 #include "layout.h"
 #include "objects.h"
+#include "threads.h"
 
 static PyObject *
 set_hang_report(PyObject *Py_UNUSED(module), PyObject *args)
@@ -182,6 +183,7 @@ core_exec(PyObject *module)
         }
     if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0
         || lw_creation_init(module) < 0 || lw_awaits_init(module) < 0) {
+        || lw_creation_init(module) < 0 || lw_threads_init(module) < 0) {
         return -1;
     }
     causes = PyTuple_New(LW_CAUSES);
