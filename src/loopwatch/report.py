@@ -6,7 +6,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from loopwatch.findings import EventLoopBlock
-from loopwatch.stacks import format_stack, is_library, is_runner, launcher_frames
+from loopwatch.printable import printable
+from loopwatch.stacks import format_stack, is_library, is_runner
 from loopwatch.summary import Place, Summary
 
 SHOWN_FRAMES = 3
@@ -80,7 +81,7 @@ def short_place(place: Place | None) -> str:
     if place is None:
         return "unknown place"
     filename, line, name = place
-    return f"{short_path(filename)}:{line} in {name}"
+    return printable(f"{short_path(filename)}:{line} in {name}")
 
 
 def block_text(block: EventLoopBlock, paint: Paint = plain) -> str:
@@ -109,7 +110,6 @@ def block_text(block: EventLoopBlock, paint: Paint = plain) -> str:
 
 def shown_frames(stack: Sequence[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
     """The frames a person needs: the last few of the program's own, and the innermost one."""
-    stack = stack[launcher_frames(stack) :]
     own = [frame for frame in stack if not is_library(frame.filename)]
     if not own:
         own = [frame for frame in stack if not is_runner(frame.filename)] or list(stack)
@@ -141,12 +141,13 @@ def summary_text(summary: Summary, paint: Paint = plain) -> str:
     if summary.excluded:
         lines.append(f"  not shown: {summary.excluded} left out by --include and --exclude")
     if summary.stall_count:
+        number = "1 stall" if summary.stall_count == 1 else f"{summary.stall_count} stalls"
         lines.append(
-            f"  not the program's fault: {summary.stall_count} stalls (process stopped, or CPU busy elsewhere)"
+            f"  not the program's fault: {number} (mostly stopped or without a CPU, the rest below the threshold)"
         )
     if summary.dropped_samples:
         lines.append(f"  dropped: {summary.dropped_samples} samples found no room")
-    lines += [f"  NOT WATCHED: {reason}" for reason in summary.unwatched]
+    lines += [f"  NOT WATCHED: {printable(reason)}" for reason in summary.unwatched]
     return "\n".join(lines) + "\n"
 
 

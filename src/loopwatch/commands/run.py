@@ -22,6 +22,7 @@ from loopwatch.commands.autowatch import AutoWatch
 from loopwatch.commands.options import EXIT_BLOCKED, RunOptions, parse_run_options
 from loopwatch.commands.program import hide_own_frames, run_module, run_script
 from loopwatch.json_report import document, write_atomically
+from loopwatch.printable import printable
 from loopwatch.report import Terminal, block_text, summary_text
 from loopwatch.summary import Summary
 
@@ -91,7 +92,7 @@ class Recorder:
     def on_failure(self, reason: str) -> None:
         """Say at once that something is not watched, but each reason only once."""
         if self.summary.add_unwatched(reason) and not self.options.quiet:
-            self.terminal.write(f"loopwatch: NOT WATCHED: {reason}\n")
+            self.terminal.write(f"loopwatch: NOT WATCHED: {printable(reason)}\n")
 
     def _begin_anew(self) -> None:
         """This process is a forked child: what happened before belongs to the parent."""
@@ -121,7 +122,8 @@ class Recorder:
             content = document(self.summary, program=self.options.program, argv=arguments, version=__version__)
             write_atomically(self.options.json, content)
         except OSError as error:
-            self.terminal.write(f"loopwatch: --json: {self.options.json} could not be written: {error}\n")
+            reason = printable(f"{self.options.json} could not be written: {error}")
+            self.terminal.write(f"loopwatch: --json: {reason}\n")
 
 
 def _copy_of_stderr() -> int:
