@@ -278,6 +278,18 @@ lw_slot_offset(PyObject *type, const char *name)
     return offset;
 }
 
+/* Whether the calling thread is attached to the main interpreter, and so holds its GIL. */
+static inline int
+lw_thread_is_attached(void)
+{
+#if PY_VERSION_HEX < 0x030D0000
+    PyThreadState *ts = _PyThreadState_UncheckedGet();
+#else
+    PyThreadState *ts = PyThreadState_GetUnchecked();
+#endif
+    return ts != NULL && PyThreadState_GetInterpreter(ts) == PyInterpreterState_Main();
+}
+
 /* Bytes that the collector keeps before an object. */
 static inline size_t
 lw_gc_header_size(PyObject *op)

@@ -9,6 +9,7 @@
 
 #include "../core/saferead.h"
 #include "creation.h"
+#include "allocs.h"
 #include "awaits.h"
 #include "layout.h"
 #include "objects.h"
@@ -105,6 +106,7 @@ stack_of(PyObject *Py_UNUSED(module), PyObject *arg)
 static PyObject *
 shutdown(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
+    lw_allocs_pause();
     Py_BEGIN_ALLOW_THREADS lw_watchdog_stop();
     Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
@@ -167,6 +169,7 @@ static int (*const concepts[])(PyObject *) = {
     lw_objects_init,
     lw_awaits_init,
     lw_threads_init,
+    lw_allocs_init,
 };
 /* clang-format on */
 

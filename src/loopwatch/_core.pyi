@@ -79,6 +79,7 @@ def creation_info() -> dict[str, int]: ...  # stacks, bytes: distinct creation s
 
 def count_objects() -> dict[type, tuple[int, int]]:
     """How many objects of each type the garbage collector tracks, and how many bytes they are themselves."""
+
 # --- threads (threads.c, threadlook.c) ---
 
 class ThreadRecord:
@@ -108,3 +109,12 @@ thread that has the GIL waited for; stack, None where it cannot be read."""
 
 def threads_doing(pairs: Sequence[tuple[int, int]]) -> list[RawDoing]: ...  # pairs: number of a thread state, native id
 def watchdog_tid() -> int: ...  # loopwatch's own thread, 0 if there is none
+
+# --- sampled allocations ---
+
+def alloc_start(sample_bytes: int) -> None: ...
+def alloc_stop() -> None: ...
+def alloc_read() -> list[tuple[list[RawFrame], str | None, int, int, int, int]]:
+    """The samples not freed yet: stack, coroutine, size, bytes that it stands for, born (monotonic ns), id of the stack."""
+
+def alloc_info() -> dict[str, Any]: ...  # on, live, taken, dropped, sample_bytes, started_ns
