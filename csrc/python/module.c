@@ -11,6 +11,8 @@
 #include "creation.h"
 #include "layout.h"
 #include "objects.h"
+#include "tasklist.h"
+#include "tasks.h"
 
 static PyObject *
 set_hang_report(PyObject *Py_UNUSED(module), PyObject *args)
@@ -158,7 +160,7 @@ layout_init(PyObject *Py_UNUSED(module))
 /* What each concept adds to the module, in order. */
 static int (*const concepts[])(PyObject *) = {
     layout_init, /* first: all others may ask it */
-    lw_watch_init, lw_probe_select_init, lw_creation_init, lw_objects_init,
+    lw_watch_init, lw_probe_select_init, lw_creation_init, lw_tasks_init, lw_taskfactory_init, lw_tasklist_init, lw_objects_init,
 };
 
 static int
