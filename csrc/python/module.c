@@ -9,10 +9,12 @@
 
 #include "../core/saferead.h"
 #include "creation.h"
+#include "awaits.h"
 #include "layout.h"
 #include "objects.h"
 #include "tasklist.h"
 #include "tasks.h"
+#include "threads.h"
 
 static PyObject *
 set_hang_report(PyObject *Py_UNUSED(module), PyObject *args)
@@ -158,10 +160,18 @@ layout_init(PyObject *Py_UNUSED(module))
 }
 
 /* What each concept adds to the module, in order. */
+/* clang-format off */
 static int (*const concepts[])(PyObject *) = {
     layout_init, /* first: all others may ask it */
     lw_watch_init, lw_probe_select_init, lw_creation_init, lw_tasks_init, lw_taskfactory_init, lw_tasklist_init, lw_objects_init,
+    lw_watch_init,
+    lw_probe_select_init,
+    lw_creation_init,
+    lw_objects_init,
+    lw_awaits_init,
+    lw_threads_init,
 };
+/* clang-format on */
 
 static int
 core_exec(PyObject *module)
