@@ -323,4 +323,15 @@ lw_visit_gc_objects(int (*visit)(PyObject *, void *), void *arg, PyObject **skip
 #endif
 }
 
+/* Whether asyncio keeps a thread's tasks in a linked list (3.14 and later) or all of them in one WeakSet. */
+static inline int
+lw_tasks_in_linked_list(void)
+{
+#if PY_VERSION_HEX < 0x030E0000
+    return 0;
+#else
+    return 1;
+#endif
+}
+
 #endif

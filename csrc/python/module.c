@@ -13,6 +13,8 @@
 #include "awaits.h"
 #include "layout.h"
 #include "objects.h"
+#include "tasklist.h"
+#include "tasks.h"
 #include "threads.h"
 
 static PyObject *
@@ -163,6 +165,7 @@ layout_init(PyObject *Py_UNUSED(module))
 /* clang-format off */
 static int (*const concepts[])(PyObject *) = {
     layout_init, /* first: all others may ask it */
+    lw_watch_init, lw_probe_select_init, lw_creation_init, lw_tasks_init, lw_taskfactory_init, lw_tasklist_init, lw_objects_init,
     lw_watch_init,
     lw_probe_select_init,
     lw_creation_init,
