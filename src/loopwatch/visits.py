@@ -9,6 +9,7 @@ import abc
 import asyncio
 import functools
 import inspect
+import os
 import sys
 import threading
 import weakref
@@ -32,7 +33,13 @@ class Visit:
         self._task = _reference(task)
         self.in_task = task is not None
         self.thread = threading.get_ident()
+        self._pid = os.getpid()
         self.spoiled: str | None = None
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process was forked off since: what is found belongs to the parent."""
+        return self._pid != os.getpid()
 
     def entered_by(self, task: object, thread: int) -> bool:
         return self.thread == thread and self._task() is task
@@ -51,6 +58,7 @@ class Visit:
 
 
 V = TypeVar("V", bound=Visit)
+_G = TypeVar("_G", bound="Guard[Any]")
 
 
 class Guard(abc.ABC, Generic[V]):
@@ -232,6 +240,7 @@ def decorated_function(action: object) -> bool:
     """Whether what stands in the place of ``action`` is the function below a decorator without parentheses.
 
     An async function is never an action; a plain one is no handler where it cannot be called with a list of findings.
+    A guard then says ``return decorate_bare(no_things(), action)``.
     """
     if is_async(action):
         return True
@@ -242,6 +251,12 @@ def decorated_function(action: object) -> bool:
     except TypeError:
         return True
     return False
+
+
+def decorate_bare(guard: _G, function: Any) -> _G:
+    """What a decorator without parentheses gives: the guarded function, which stands where a guard would."""
+    decorated: Any = guard(function)
+    return decorated  # type: ignore[no-any-return]
 
 
 def current_task() -> object:
