@@ -60,9 +60,11 @@ def leaks_of(body: Callable[[], object], **options: Any) -> list[Any]:
         with no_thread_leaks("raise", **options):
             body()
     except ThreadLeakError as error:
-        assert error.thread_count == len(error.leaked_threads)
-        return error.leaked_threads
-    return []
+        found = error
+    else:
+        return []
+    assert found.thread_count == len(found.leaked_threads) > 0
+    return found.leaked_threads
 
 
 def line_of(text: str) -> int:
@@ -101,7 +103,13 @@ def test_text_of_error_and_pickle(stage: Stage) -> None:
         stage.start(name="one")
     text = str(caught.value)
     assert text.startswith("Detected 1 leaked threads\n\nLeaked Thread: one\n")
-    for part in ("  Ident: ", "  Daemon: False", "  Doing: waits for an Event", "  Current Stack:", "  Creation Stack:"):
+    for part in (
+        "  Ident: ",
+        "  Daemon: False",
+        "  Doing: waits for an Event",
+        "  Current Stack:",
+        "  Creation Stack:",
+    ):
         assert part in text
     copy = pickle.loads(pickle.dumps(caught.value))
     assert str(copy) == text
@@ -329,7 +337,7 @@ class TestExecutors:
             async with no_thread_leaks("raise", None, grace_period=0.02):
                 await anyio.to_thread.run_sync(int)
             guard = no_thread_leaks(lambda leaks: None, None, grace_period=0.02)
-            async with guard:  # noqa: SIM117
+            async with guard:
                 async with asyncio.TaskGroup() as group:
                     one = group.create_task(anyio.to_thread.run_sync(int))
                     two = group.create_task(
@@ -423,6 +431,16 @@ class TestDecorators:
             raising()
         assert plain.__name__ == "plain"
 
+    def test_a_handler_is_no_decorated_function(self, stage: Stage) -> None:
+        got: list[Any] = []
+
+        def handler(leaks: list[Any]) -> None:
+            got.extend(leaks)
+
+        with no_thread_leaks(handler, grace_period=0), no_thread_leaks(lambda leaks: got.extend(leaks), grace_period=0):
+            stage.start(name="w")
+        assert [leak.name for leak in got] == ["w", "w"]
+
     def test_async_with_and_without_parentheses(self, stage: Stage) -> None:
         @no_thread_leaks
         async def plain() -> int:
@@ -469,6 +487,7 @@ class TestManyGuards:
 
         def one(number: int) -> None:
             got: list[Any] = []
+            entered.wait(10)
             with no_thread_leaks(got.extend, grace_period=0):
                 entered.wait(10)
 
