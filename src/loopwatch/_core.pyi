@@ -70,7 +70,7 @@ def stress_sampling(thread_ident: int, interval_ns: int) -> None:
 
 def stack_of(native_id: int) -> list[RawFrame]: ...  # read as the watchdog would, of any thread
 
-# --- creation stacks ---------------------------------------------------------------------------------------------------
+# --- creation stacks ---
 
 def creation_here(skip: int) -> list[RawFrame]: ...  # the caller's own stack, without its `skip` innermost frames
 def creation_info() -> dict[str, int]: ...  # stacks, bytes: distinct creation stacks now remembered
