@@ -9,7 +9,12 @@
 
 #include "../core/saferead.h"
 #include "creation.h"
+#include "asyncgens.h"
 #include "layout.h"
+#include "openings.h"
+#include "origins.h"
+#include "tables.h"
+#include "timers.h"
 
 static PyObject *
 set_hang_report(PyObject *Py_UNUSED(module), PyObject *args)
@@ -163,7 +168,9 @@ core_exec(PyObject *module)
         return -1;
     }
     if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0
-        || lw_creation_init(module) < 0) {
+        || lw_creation_init(module) < 0
+        || lw_origins_init(module) < 0 || lw_openings_init(module) < 0 || lw_tables_init(module) < 0
+        || lw_asyncgens_init(module) < 0 || lw_timers_init(module) < 0) {
         return -1;
     }
     causes = PyTuple_New(LW_CAUSES);
