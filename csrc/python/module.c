@@ -9,14 +9,13 @@
 
 #include "../core/saferead.h"
 #include "creation.h"
+#include "awaits.h"
 #include "asyncgens.h"
 #include "layout.h"
 #include "openings.h"
 #include "origins.h"
 #include "tables.h"
 #include "timers.h"
-#include "awaits.h"
-#include "layout.h"
 #include "objects.h"
 #include "threads.h"
 
@@ -164,10 +163,22 @@ layout_init(PyObject *Py_UNUSED(module))
 }
 
 /* What each concept adds to the module, in order. */
+/* clang-format off */
 static int (*const concepts[])(PyObject *) = {
     layout_init, /* first: all others may ask it */
-    lw_watch_init, lw_probe_select_init, lw_creation_init, lw_objects_init,
+    lw_watch_init,
+    lw_probe_select_init,
+    lw_creation_init,
+    lw_objects_init,
+    lw_awaits_init,
+    lw_threads_init,
+    lw_origins_init,
+    lw_openings_init,
+    lw_tables_init,
+    lw_asyncgens_init,
+    lw_timers_init,
 };
+/* clang-format on */
 
 static int
 core_exec(PyObject *module)
@@ -187,13 +198,6 @@ core_exec(PyObject *module)
         if (concepts[i](module) < 0) {
             return -1;
         }
-    if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0
-        || lw_creation_init(module) < 0
-        || lw_origins_init(module) < 0 || lw_openings_init(module) < 0 || lw_tables_init(module) < 0
-        || lw_asyncgens_init(module) < 0 || lw_timers_init(module) < 0) {
-        || lw_creation_init(module) < 0 || lw_awaits_init(module) < 0) {
-        || lw_creation_init(module) < 0 || lw_threads_init(module) < 0) {
-        return -1;
     }
     causes = PyTuple_New(LW_CAUSES);
     for (int i = 0; causes != NULL && i < LW_CAUSES; i++) {

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 static PyTypeObject *origin_type;
+static PyObject *scope_var; /* owned: the ContextVar */
 static uint64_t newest;
 
 uint64_t
@@ -22,6 +23,10 @@ lw_origin_here(int skip)
     self->where = lw_creation_here(skip);
     self->serial = ++newest;
     self->thread = PyThread_get_thread_ident();
+    self->scope = NULL;
+    if (PyContextVar_Get(scope_var, NULL, &self->scope) < 0) {
+        PyErr_Clear();
+    }
     return (PyObject *)self;
 }
 
@@ -30,8 +35,10 @@ origin_dealloc(Origin *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     lw_creation *where = self->where;
+    PyObject *scope = self->scope;
     PyObject_Free(self);
     Py_DECREF(type);
+    Py_XDECREF(scope);
     lw_creation_decref(where);
 }
 
@@ -47,6 +54,7 @@ static PyMethodDef origin_methods[] = {
 };
 static PyMemberDef origin_members[] = {
     {"serial", T_ULONGLONG, offsetof(Origin, serial), READONLY, "Grows by one a making."},
+    {"scope", T_OBJECT, offsetof(Origin, scope), READONLY, "What RESOURCE_SCOPE was there, or None."},
     {"thread", T_ULONG, offsetof(Origin, thread), READONLY, "Ident of the thread that made it."},
     {NULL, 0, 0, 0, NULL},
 };
@@ -217,7 +225,11 @@ lw_origins_init(PyObject *module)
     if (origin_type == NULL) {
         origin_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &origin_spec, NULL);
     }
-    if (origin_type == NULL || PyModule_AddType(module, origin_type) < 0) {
+    if (scope_var == NULL) {
+        scope_var = PyContextVar_New("loopwatch_resource_scope", NULL);
+    }
+    if (origin_type == NULL || scope_var == NULL || PyModule_AddType(module, origin_type) < 0
+        || PyModule_AddObjectRef(module, "RESOURCE_SCOPE", scope_var) < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, functions);

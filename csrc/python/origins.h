@@ -1,8 +1,10 @@
 /* origins.h: where and when things were made while somebody watched.
  *
- * An Origin is one making: the interned creation stack, the thread, and a
- * serial number that grows by one a making.  A guard remembers the serial at
- * its entry; what has a greater one was made under it.
+ * An Origin is one making: the interned creation stack, the thread, a serial
+ * number that grows by one a making, and the value of the context variable
+ * RESOURCE_SCOPE there.  A guard remembers the serial at its entry: what has a
+ * greater one was made since; and it adds its mark to the variable, which
+ * tasks and callbacks inherit: what has the mark was made on its behalf.
  *
  * lw_births is a table from an object's address (or any other key) to a weak
  * reference and the Origin.  An entry counts only while its weak reference
@@ -22,6 +24,7 @@ typedef struct {
     PyObject_HEAD lw_creation *where; /* owned; NULL: the stack could not be read */
     uint64_t serial;
     unsigned long thread; /* ident */
+    PyObject *scope;      /* owned; NULL: the variable was not set there */
 } Origin;
 
 uint64_t lw_origin_serial(void);   /* of the newest one */
