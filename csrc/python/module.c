@@ -11,7 +11,12 @@
 #include "creation.h"
 #include "allocs.h"
 #include "awaits.h"
+#include "asyncgens.h"
 #include "layout.h"
+#include "openings.h"
+#include "origins.h"
+#include "tables.h"
+#include "timers.h"
 #include "objects.h"
 #include "tasklist.h"
 #include "tasks.h"
@@ -165,14 +170,21 @@ layout_init(PyObject *Py_UNUSED(module))
 /* clang-format off */
 static int (*const concepts[])(PyObject *) = {
     layout_init, /* first: all others may ask it */
-    lw_watch_init, lw_probe_select_init, lw_creation_init, lw_tasks_init, lw_taskfactory_init, lw_tasklist_init, lw_objects_init,
     lw_watch_init,
     lw_probe_select_init,
     lw_creation_init,
     lw_objects_init,
     lw_awaits_init,
+    lw_tasks_init,
+    lw_taskfactory_init,
+    lw_tasklist_init,
     lw_threads_init,
     lw_allocs_init,
+    lw_origins_init,
+    lw_openings_init,
+    lw_tables_init,
+    lw_asyncgens_init,
+    lw_timers_init,
 };
 /* clang-format on */
 

@@ -1,5 +1,7 @@
 """The C core, as Python sees it.  Durations and times are whole nanoseconds; stacks are outermost first."""
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypedDict
 
@@ -80,6 +82,42 @@ def creation_info() -> dict[str, int]: ...  # stacks, bytes: distinct creation s
 def count_objects() -> dict[type, tuple[int, int]]:
     """How many objects of each type the garbage collector tracks, and how many bytes they are themselves."""
 
+# --- what a scope made ---
+
+RESOURCE_SCOPE: ContextVar[tuple[int, ...]]  # the marks of the guards under which code runs
+
+class Origin:
+    """Where something was made while a guard was open."""
+
+    serial: int  # grows by one a making
+    thread: int  # ident of the thread that made it
+    scope: tuple[int, ...] | None  # what RESOURCE_SCOPE was there
+    def frames(self) -> list[RawFrame]: ...
+
+class AsyncgenHook:
+    """Stands before a hook of sys.set_asyncgen_hooks()."""
+
+class Timers:
+    """The timers of one loop, for all guards on it."""
+
+    def end(self) -> None: ...  # once for each timers_begin()
+    def since(self, serial: int) -> list[tuple[Any, Origin, int]]: ...  # handle, where, how often its callback
+
+def origin_serial() -> int: ...
+def openings_begin() -> int: ...  # see descriptors, processes and executors made from now on
+def openings_end() -> None: ...  # once for each openings_begin()
+def opened_at(fd: int, dev: int, ino: int) -> Origin | None: ...
+def started_at(pid: int) -> Origin | None: ...
+def executors_made(since: int) -> list[tuple[Any, Origin, int]]: ...
+def descriptors() -> bytes: ...  # a snapshot
+def descriptors_since(snapshot: bytes) -> list[tuple[int, int, int, int]]: ...  # fd, mode, dev, ino
+def children_mark() -> tuple[int, int, int]: ...  # a moment
+def children_since(mark: tuple[int, int, int]) -> list[tuple[int, str, int, str]]: ...  # pid, state, start, comm
+def asyncgens_begin() -> AsyncgenHook: ...  # of this thread
+def asyncgens_end(hook: AsyncgenHook) -> None: ...
+def asyncgens_since(serial: int) -> list[tuple[Any, Origin, int]]: ...  # generator, where begun, 1: finalised
+def asyncgens_dropped(serial: int) -> tuple[list[tuple[Origin, str, str, int]], int]: ...  # ..., how many more
+def timers_begin(loop: Any, names: tuple[str, ...], passing: tuple[Any, ...]) -> Timers: ...
 # --- threads (threads.c, threadlook.c) ---
 
 class ThreadRecord:
