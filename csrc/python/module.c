@@ -17,7 +17,10 @@
 #include "origins.h"
 #include "tables.h"
 #include "timers.h"
+#include "futurestate.h"
+#include "loopstats.h"
 #include "objects.h"
+#include "taskstats.h"
 #include "tasklist.h"
 #include "tasks.h"
 #include "threads.h"
@@ -180,6 +183,11 @@ static int (*const concepts[])(PyObject *) = {
     lw_tasklist_init,
     lw_threads_init,
     lw_allocs_init,
+    lw_loopstats_init,
+    lw_handlerun_init,
+    lw_futurestate_init,
+    lw_taskstats_init,
+    lw_tasksampler_init,
     lw_origins_init,
     lw_openings_init,
     lw_tables_init,
