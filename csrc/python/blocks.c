@@ -153,6 +153,19 @@ clip(uint64_t at, uint64_t from, uint64_t until)
     return at < from ? from : at > until ? until : at;
 }
 
+/* How much of the run-delay since a reading surely fell into [from, until): what fell before or after it cannot be
+ * more than the time there. */
+static uint64_t
+delay_inside(uint64_t read_at, uint64_t was, uint64_t is, uint64_t from, uint64_t until)
+{
+    uint64_t outside = (read_at < from ? from - read_at : 0) + (lw_now_ns() - until);
+    if (read_at == 0 || is < was + outside) {
+        return 0;
+    }
+    uint64_t inside = is - was - outside;
+    return inside < until - from ? inside : until - from;
+}
+
 PyObject *
 lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
 {
@@ -171,13 +184,10 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
             Py_RETURN_NONE;
         }
     }
-    if (s->delay_at != 0 && lw_read_schedstat(tid, &sched) == 0 && sched.delay_ns > s->delay_ns) {
-        /* What fell before or after the block cannot be more than the time there; the rest surely is the block's. */
-        uint64_t before = s->delay_at < from ? from - s->delay_at : 0;
-        uint64_t outside = before + (lw_now_ns() - until);
-        starved = sched.delay_ns - s->delay_ns;
-        starved = starved > outside ? starved - outside : 0;
-        starved = starved < duration ? starved : duration;
+    if (lw_read_schedstat(tid, &sched) == 0) {
+        uint64_t one = delay_inside(s->delay_at, s->delay_ns, sched.delay_ns, from, until);
+        uint64_t other = delay_inside(s->first_at, s->first_delay_ns, sched.delay_ns, from, until);
+        starved = one > other ? one : other;
     }
     stopped = s->stopped_ns < duration ? s->stopped_ns : duration;
     uint64_t lost = starved + stopped < duration ? starved + stopped : duration;
