@@ -124,11 +124,8 @@ cause_of(const lw_sampler *s, uint32_t i, int short_of_cpu)
 }
 
 static PyObject *
-segment_dict(const lw_sampler *s, uint32_t i, uint64_t duration, int short_of_cpu)
+segment_dict(const lw_segment *seg, const lw_textbuf *text, enum lw_cause cause, uint64_t duration)
 {
-    const lw_segment *seg = &s->segs[i];
-    const lw_textbuf *text = &s->text;
-    enum lw_cause cause = cause_of(s, i, short_of_cpu);
     const char *call = cause == LW_SYSCALL || cause == LW_IMPORT ? lw_syscall_name(seg->syscall) : NULL;
     char number[32];
     if (cause == LW_SYSCALL && call == NULL) {
@@ -164,6 +161,14 @@ delay_inside(uint64_t read_at, uint64_t was, uint64_t is, uint64_t from, uint64_
     }
     uint64_t inside = is - was - outside;
     return inside < until - from ? inside : until - from;
+}
+
+/* How long of [from, until) the loop waited for the GIL after its poll: measured by the probe, without any sample. */
+static uint64_t
+gil_at_begin(const Watch *self, uint64_t from, uint64_t until)
+{
+    uint64_t had = self->w.sampler.span + self->w.gil_ns;
+    return self->w.gil_ns == 0 || had <= from ? 0 : (had < until ? had : until) - from;
 }
 
 PyObject *
@@ -206,7 +211,15 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
         if (right <= left) {
             continue;
         }
-        item = segment_dict(s, i, right - left, starved * 10 > duration);
+        item = segment_dict(seg, &s->text, cause_of(s, i, starved * 10 > duration), right - left);
+        if (item == NULL || PyList_Append(segments, item) < 0) {
+            goto fail;
+        }
+        Py_CLEAR(item);
+    }
+    if (s->n == 0 && gil_at_begin(self, from, until) * 2 > duration) {
+        const lw_segment waited = {.syscall = -1, .index = -1, .total = -1};
+        item = segment_dict(&waited, &s->text, LW_GIL, gil_at_begin(self, from, until));
         if (item == NULL || PyList_Append(segments, item) < 0) {
             goto fail;
         }

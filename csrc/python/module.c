@@ -8,7 +8,11 @@
 #include "watch.h"
 
 #include "../core/saferead.h"
+#include "creation.h"
+#include "awaits.h"
 #include "layout.h"
+#include "objects.h"
+#include "threads.h"
 
 static PyObject *
 set_hang_report(PyObject *Py_UNUSED(module), PyObject *args)
@@ -148,6 +152,25 @@ hook(PyObject *self, const char *module_name, const char *name, const char *keyw
 }
 
 static int
+layout_init(PyObject *Py_UNUSED(module))
+{
+    return lw_layout_init();
+}
+
+/* What each concept adds to the module, in order. */
+/* clang-format off */
+static int (*const concepts[])(PyObject *) = {
+    layout_init, /* first: all others may ask it */
+    lw_watch_init,
+    lw_probe_select_init,
+    lw_creation_init,
+    lw_objects_init,
+    lw_awaits_init,
+    lw_threads_init,
+};
+/* clang-format on */
+
+static int
 core_exec(PyObject *module)
 {
     static int loaded;
@@ -161,8 +184,10 @@ core_exec(PyObject *module)
         PyErr_SetString(PyExc_ImportError, "loopwatch._core is loaded already and cannot be loaded twice in a process");
         return -1;
     }
-    if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0) {
-        return -1;
+    for (size_t i = 0; i < sizeof(concepts) / sizeof(concepts[0]); i++) {
+        if (concepts[i](module) < 0) {
+            return -1;
+        }
     }
     causes = PyTuple_New(LW_CAUSES);
     for (int i = 0; causes != NULL && i < LW_CAUSES; i++) {

@@ -53,6 +53,12 @@ static struct {
     _Atomic uint64_t span;
 } stress; /* under the reading lock */
 
+int
+lw_watchdog_tid(void)
+{
+    return atomic_load(&wd_tid);
+}
+
 /* The descriptor hang reports go to, or -1 when it is another file by now. */
 static int
 hang_target(void)

@@ -40,6 +40,7 @@ typedef struct lw_watch {
     _Atomic int tid;
     _Atomic uint64_t min_threshold, interval; /* of the open scopes */
     enum lw_kind kind;
+    uint64_t gil_ns; /* the loop's own thread only: at the span's begin it waited so long for the GIL, 0 unknown */
     lw_slot *slot; /* borrowed; written by the loop's own thread, NULL: not registered */
     /* under the slot's lock */
     int pinned;
@@ -58,6 +59,7 @@ void lw_watchdog_remove(lw_watch *w);
 void lw_watchdog_hurry(uint64_t threshold); /* a scope with that threshold was opened */
 void lw_account_gap(lw_watch *w, uint64_t now); /* w locked: has the process been stopped until just now? */
 int lw_watchdog_after_fork(void);
+int lw_watchdog_tid(void);              /* its native id, 0 while it does not run */
 void lw_watchdog_hang(uint64_t after_ns, int fd);
 void lw_watchdog_stress(uintptr_t tstate, int tid, uint64_t interval);
 void lw_watchdog_set_drain(int (*drain)(void *)); /* given to Py_AddPendingCall for generic watches */

@@ -123,12 +123,14 @@ class Report:
     """The findings of one guard, ready for its actions.
 
     ``cancel`` cancels what was found and returns what could not be cancelled, as a sentence for a warning, or None.
+    ``text`` is what warnings and logs say, by default the error's own text.
     """
 
     findings: Sequence[Any]
     error: LeakError
     cancel: Callable[[], str | None]
     logger: logging.Logger | None = None
+    text: str | None = None
 
 
 def dispatch(
@@ -138,7 +140,7 @@ def dispatch(
 
     ``body`` is the exception with which the guarded code ended.  With one nothing is raised: it gets a note.
     """
-    text = str(report.error)
+    text = str(report.error) if report.text is None else report.text
     if body is not None:
         add_note(body, text)
     failures: list[BaseException] = []

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from loopwatch import _core
 from loopwatch.findings import CallerContext, Cause, EventLoopBlock, Segment
-from loopwatch.stacks import Frame, frames_from_raw
+from loopwatch.stacks import Frame, frames_from_raw, launcher_frames
 
 if TYPE_CHECKING:
-    from loopwatch._core import RawBlock, RawSegment
+    from loopwatch._core import RawBlock, RawFrame, RawSegment
 
 _SECOND = 1e9
 _Stack = Sequence[traceback.FrameSummary]
@@ -66,6 +66,9 @@ def block_from_raw(
 
 def thread_name(native_id: int | None, ident: int | None = None, comm: str | None = None) -> str | None:
     """Name of a thread of this process: Python's, else the kernel's, else ``thread-ID``; None without any id."""
+    thread = getattr(threading, "_active", {}).get(ident)  # by ident: a search costs much among hundreds of threads
+    if thread is not None and thread.native_id == native_id:
+        return str(thread.name)
     for thread in threading.enumerate():
         if (native_id and thread.native_id == native_id) or (ident and thread.ident == ident):
             return thread.name
@@ -83,7 +86,7 @@ def _segment(raw: "RawSegment", caller: CallerContext | None) -> Segment:
     if raw["holder_id"] is not None:
         holder = thread_name(raw["holder_id"], comm=raw["holder_comm"])
     holder_frames = raw["holder_frames"]
-    frames = frames_from_raw(raw["frames"])
+    frames = _frames(raw["frames"])
     try:
         cause = Cause(raw["cause"])
     except ValueError:
@@ -95,7 +98,7 @@ def _segment(raw: "RawSegment", caller: CallerContext | None) -> Segment:
         syscall=raw["syscall"],
         holder_thread=holder,
         holder_thread_id=raw["holder_id"],
-        holder_stack=None if holder_frames is None else frames_from_raw(holder_frames),
+        holder_stack=None if holder_frames is None else _frames(holder_frames),
         task=raw["task"],
         callback=raw["callback"],
         callback_index=raw["callback_index"],
@@ -103,6 +106,11 @@ def _segment(raw: "RawSegment", caller: CallerContext | None) -> Segment:
         samples=raw["samples"],
         omitted=raw["omitted"],
     )
+
+
+def _frames(raw: "Sequence[RawFrame]") -> tuple[Frame, ...]:
+    frames = frames_from_raw(raw)
+    return frames[launcher_frames(frames) :]
 
 
 def _from_caller(frames: tuple[Frame, ...], caller: CallerContext | None) -> tuple[Frame, ...]:
@@ -171,6 +179,8 @@ def _missing_reason(raw: "RawBlock") -> str:
     layout = str(getattr(_core, "LAYOUT", "exact"))
     if layout != "exact":
         return f"stacks of this Python ({sys.version.split()[0]}) cannot be read from outside: {layout}"
+    if raw["segments"] and not any(part["samples"] for part in raw["segments"]):
+        return "no sample was taken: so many loops were busy that the watchdog did not come to this one"
     if raw["segments"]:
         return "samples were taken, but no frame could be read in any of them"
     return "no sample was taken: the block ended before the watchdog looked at it"

@@ -29,6 +29,7 @@ extern long checks_passed, checks_failed;
 void test_linetable(void);
 void test_saferead(void);
 void test_procfs(void);
+void test_histogram(void);
 
 #define CHECK(cond) check_that((cond) ? 1 : 0, #cond, __FILE__, __LINE__)
 

@@ -2,7 +2,7 @@
  * test_core: the C core, tested without an interpreter.
  *
  * One program; one file for each subject that is large (test_linetable.c,
- * test_saferead.c, test_procfs.c), the small ones here. In each, one static
+ * test_saferead.c, test_procfs.c, test_histogram.c), the small ones here. In each, one static
  * function a truth, named after it. Two habits matter:
  *
  * - Inputs to parsers lie in heap blocks of exactly their size (exact_copy), so
@@ -144,6 +144,7 @@ main(void)
     test_linetable();
     test_saferead();
     test_procfs();
+    test_histogram();
     test_sysname();
     test_arena();
     return check_summary();

@@ -1,0 +1,339 @@
+/* creation.c: see creation.h.
+ *
+ * The table is an array of chains, doubled when there are more stacks than
+ * chains.  Everything that can run Python code (dropping a code object) happens
+ * after the entry has left the table, so a weakref callback that creates a task
+ * finds it consistent. */
+#include "creation.h"
+
+#include "frames.h"
+#include "layout.h"
+
+#define FIRST_CHAINS 256
+#define RECENT 64 /* a power of two */
+#define MIX 0x9E3779B97F4A7C15ull
+
+typedef struct {
+    PyObject *code;  /* borrowed while on the stack, owned once interned */
+    uintptr_t instr; /* its address, or the plain byte offset where the layout is not known */
+} place;
+
+struct lw_creation {
+    struct lw_creation *next; /* borrowed: in its chain */
+    uint64_t hash;
+    uint32_t refs;
+    int n, omitted;
+    place at[]; /* newest first */
+};
+
+static struct {
+    lw_creation **chains; /* owned array of borrowed entries */
+    size_t nchains;
+    Py_ssize_t count;
+    size_t bytes;
+    lw_creation *recent[RECENT]; /* owned; by hash */
+    int keepers;
+} table;
+
+/* Takes one frame after the other, newest first, into LW_MAX_FRAMES places: the inner part stays, the rest goes round in
+ * a ring until the outer part is left. */
+typedef struct {
+    place at[LW_MAX_FRAMES];
+    int seen;
+} collector;
+
+static inline void
+collect(collector *c, PyObject *code, uintptr_t instr)
+{
+    int i = c->seen < LW_KEEP_INNER ? c->seen : LW_KEEP_INNER + (c->seen - LW_KEEP_INNER) % LW_KEEP_OUTER;
+    c->at[i].code = code;
+    c->at[i].instr = instr;
+    c->seen++;
+}
+
+/* Brings the ring of the outer part into order; how many places are filled. */
+static int
+collected(collector *c)
+{
+    if (c->seen <= LW_MAX_FRAMES) {
+        return c->seen;
+    }
+    place outer[LW_KEEP_OUTER];
+    for (int i = 0; i < LW_KEEP_OUTER; i++) {
+        outer[i] = c->at[LW_KEEP_INNER + (c->seen - LW_KEEP_INNER + i) % LW_KEEP_OUTER];
+    }
+    memcpy(&c->at[LW_KEEP_INNER], outer, sizeof(outer));
+    return LW_MAX_FRAMES;
+}
+
+static inline uintptr_t
+load(uintptr_t at)
+{
+    return *(const uintptr_t *)at;
+}
+
+static void
+walk_own_frames(collector *c, int skip)
+{
+    uintptr_t frame = load((uintptr_t)PyThreadState_Get() + lw_lay.ts_frame);
+    const size_t previous = lw_lay.fr_previous, code = lw_lay.fr_code, instr = lw_lay.fr_instr, owner = lw_lay.fr_owner;
+    if (lw_lay.ts_frame_indirect) {
+        frame = load(frame + lw_lay.cf_frame);
+    }
+    for (; frame != 0; frame = load(frame + previous)) {
+        if (*(const signed char *)(frame + owner) >= lw_lay.fr_first_foreign_owner) {
+            continue;
+        }
+        if (skip-- > 0) {
+            continue;
+        }
+        collect(c, (PyObject *)lw_untag(load(frame + code)), load(frame + instr));
+    }
+}
+
+/* The same by the public API: makes a frame object of each frame. */
+static void
+walk_frame_objects(collector *c, int skip)
+{
+    PyFrameObject *frame = PyThreadState_GetFrame(PyThreadState_Get()), *back; /* owned, both */
+    for (; frame != NULL; frame = back) {
+        if (skip-- <= 0) {
+            PyCodeObject *code = PyFrame_GetCode(frame);
+            collect(c, (PyObject *)code, (uintptr_t)PyFrame_GetLasti(frame));
+            Py_DECREF(code); /* the frame, which is on the stack, holds it */
+        }
+        back = PyFrame_GetBack(frame);
+        Py_DECREF(frame);
+    }
+}
+
+static int
+grow(void)
+{
+    size_t n = table.nchains ? table.nchains * 2 : FIRST_CHAINS;
+    lw_creation **chains = PyMem_Calloc(n, sizeof(*chains));
+    if (chains == NULL) {
+        return -1;
+    }
+    for (size_t i = 0; i < table.nchains; i++) {
+        lw_creation *next;
+        for (lw_creation *c = table.chains[i]; c != NULL; c = next) {
+            next = c->next;
+            c->next = chains[c->hash & (n - 1)];
+            chains[c->hash & (n - 1)] = c;
+        }
+    }
+    PyMem_Free(table.chains);
+    table.chains = chains;
+    table.nchains = n;
+    return 0;
+}
+
+static inline int
+same(const lw_creation *c, uint64_t hash, const collector *found, int n)
+{
+    return c->hash == hash && c->n == n && c->omitted == found->seen - n
+           && memcmp(c->at, found->at, (size_t)n * sizeof(place)) == 0;
+}
+
+static lw_creation *
+intern(const collector *found, int n, uint64_t hash)
+{
+    lw_creation *c = NULL;
+    for (c = table.nchains ? table.chains[hash & (table.nchains - 1)] : NULL; c != NULL; c = c->next) {
+        if (same(c, hash, found, n)) {
+            c->refs++;
+            return c;
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        if (!PyCode_Check(found->at[i].code)) {
+            return NULL;
+        }
+    }
+    if ((size_t)table.count >= table.nchains && grow() < 0 && table.nchains == 0) {
+        return NULL;
+    }
+    size_t size = sizeof(*c) + (size_t)n * sizeof(place);
+    c = PyMem_Malloc(size);
+    if (c == NULL) {
+        return NULL;
+    }
+    c->hash = hash;
+    c->refs = 1;
+    c->n = n;
+    c->omitted = found->seen - n;
+    for (int i = 0; i < n; i++) {
+        c->at[i].code = Py_NewRef(found->at[i].code);
+        c->at[i].instr = found->at[i].instr;
+    }
+    c->next = table.chains[hash & (table.nchains - 1)];
+    table.chains[hash & (table.nchains - 1)] = c;
+    table.count++;
+    table.bytes += size;
+    return c;
+}
+
+lw_creation *
+lw_creation_here(int skip)
+{
+    collector found;
+    uint64_t hash = 0;
+
+    found.seen = 0;
+    if (lw_layout_ok()) {
+        walk_own_frames(&found, skip);
+    }
+    else {
+        walk_frame_objects(&found, skip);
+    }
+    int n = collected(&found);
+    if (n == 0) {
+        return NULL;
+    }
+    for (int i = 0; i < n; i++) {
+        hash = (hash ^ found.at[i].instr) * MIX;
+    }
+    if (!lw_layout_ok()) {
+        for (int i = 0; i < n; i++) { /* offsets alone say little */
+            hash = (hash ^ (uintptr_t)found.at[i].code) * MIX;
+        }
+    }
+    hash ^= hash >> 32;
+    if (table.keepers == 0) {
+        return intern(&found, n, hash);
+    }
+    lw_creation **recent = &table.recent[(hash >> 8) & (RECENT - 1)], *c = *recent, *old = NULL;
+    if (c != NULL && same(c, hash, &found, n)) {
+        c->refs++;
+        return c;
+    }
+    c = intern(&found, n, hash);
+    if (c != NULL) {
+        c->refs++;
+        old = *recent;
+        *recent = c;
+    }
+    lw_creation_decref(old);
+    return c;
+}
+
+void
+lw_creation_incref(lw_creation *c)
+{
+    if (c != NULL) {
+        c->refs++;
+    }
+}
+
+void
+lw_creation_decref(lw_creation *c)
+{
+    if (c == NULL || --c->refs > 0) {
+        return;
+    }
+    lw_creation **link = &table.chains[c->hash & (table.nchains - 1)];
+    while (*link != c) {
+        link = &(*link)->next;
+    }
+    *link = c->next;
+    table.count--;
+    table.bytes -= sizeof(*c) + (size_t)c->n * sizeof(place);
+    for (int i = 0; i < c->n; i++) {
+        Py_DECREF(c->at[i].code);
+    }
+    PyMem_Free(c);
+}
+
+void
+lw_creation_keep(int delta)
+{
+    table.keepers += delta;
+    for (int i = 0; table.keepers == 0 && i < RECENT; i++) {
+        lw_creation *c = table.recent[i];
+        table.recent[i] = NULL;
+        lw_creation_decref(c);
+    }
+}
+
+int
+lw_creation_omitted(const lw_creation *c)
+{
+    return c ? c->omitted : 0;
+}
+
+Py_ssize_t
+lw_creation_count(void)
+{
+    return table.count;
+}
+
+size_t
+lw_creation_bytes(void)
+{
+    return table.bytes + table.nchains * sizeof(*table.chains);
+}
+
+static PyObject *
+raw_frame(const place *at)
+{
+    PyCodeObject *code = (PyCodeObject *)at->code;
+    int line = 0, col = -1, end_line = 0, end_col = -1;
+    intptr_t offset = (intptr_t)at->instr;
+    if (lw_layout_ok()) {
+        offset -= (intptr_t)at->code + (intptr_t)lw_lay.co_code;
+    }
+    if (offset < 0 || offset > INT_MAX || !PyCode_Addr2Location(code, (int)offset, &line, &col, &end_line, &end_col)) {
+        line = code->co_firstlineno;
+        end_line = col = end_col = -1;
+    }
+    return Py_BuildValue("(OOiiii)", code->co_filename, code->co_qualname, line > 0 ? line : 0,
+                         end_line > 0 ? end_line : 0, col, end_col);
+}
+
+PyObject *
+lw_creation_frames(const lw_creation *c)
+{
+    int n = c ? c->n : 0;
+    PyObject *list = PyList_New(n);
+    for (int i = 0; list != NULL && i < n; i++) {
+        PyObject *frame = raw_frame(&c->at[n - 1 - i]);
+        if (frame == NULL) {
+            Py_CLEAR(list);
+            break;
+        }
+        PyList_SET_ITEM(list, i, frame);
+    }
+    return list;
+}
+
+static PyObject *
+creation_here(PyObject *Py_UNUSED(module), PyObject *arg)
+{
+    int skip = (int)PyLong_AsLong(arg);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    lw_creation *c = lw_creation_here(skip);
+    PyObject *frames = lw_creation_frames(c);
+    lw_creation_decref(c);
+    return frames;
+}
+
+static PyObject *
+creation_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    return Py_BuildValue("{s:n,s:n}", "stacks", table.count, "bytes", (Py_ssize_t)lw_creation_bytes());
+}
+
+static PyMethodDef methods[] = {
+    {"creation_here", creation_here, METH_O, "creation_here(skip) -> list of RawFrame"},
+    {"creation_info", creation_info, METH_NOARGS, "How many creation stacks are remembered, in how many bytes."},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+lw_creation_init(PyObject *module)
+{
+    return PyModule_AddFunctions(module, methods);
+}
