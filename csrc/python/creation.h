@@ -31,11 +31,13 @@ void lw_creation_incref(lw_creation *c);
 void lw_creation_decref(lw_creation *c); /* NULL is fine; may run Python code when it frees (code objects) */
 
 PyObject *lw_creation_frames(const lw_creation *c); /* a list of RawFrame, outermost first; [] for NULL */
-int lw_creation_omitted(const lw_creation *c);      /* frames left out of the middle of a very deep stack */
+PyObject *lw_creation_frames_from(const lw_creation *c, int skip); /* the same without the SKIP innermost */
+PyCodeObject *lw_creation_code(const lw_creation *c, int i); /* borrowed: of the i-th place from within, or NULL */
+int lw_creation_omitted(const lw_creation *c); /* frames left out of the middle of a very deep stack */
 
-void lw_creation_keep(int delta);    /* +1: cache recent stacks from now on; -1: no longer needed */
-Py_ssize_t lw_creation_count(void);  /* distinct stacks now interned */
-size_t lw_creation_bytes(void);      /* memory of all of them, the table included */
+void lw_creation_keep(int delta); /* +1: cache recent stacks from now on; -1: no longer needed */
+Py_ssize_t lw_creation_count(void); /* distinct stacks now interned */
+size_t lw_creation_bytes(void); /* memory of all of them, the table included */
 
 int lw_creation_init(PyObject *module);
 
