@@ -9,8 +9,14 @@
 
 #include "../core/saferead.h"
 #include "creation.h"
+#include "allocs.h"
 #include "awaits.h"
+#include "asyncgens.h"
 #include "layout.h"
+#include "openings.h"
+#include "origins.h"
+#include "tables.h"
+#include "timers.h"
 #include "objects.h"
 #include "tasklist.h"
 #include "tasks.h"
@@ -107,6 +113,7 @@ stack_of(PyObject *Py_UNUSED(module), PyObject *arg)
 static PyObject *
 shutdown(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
+    lw_allocs_pause();
     Py_BEGIN_ALLOW_THREADS lw_watchdog_stop();
     Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
@@ -163,13 +170,21 @@ layout_init(PyObject *Py_UNUSED(module))
 /* clang-format off */
 static int (*const concepts[])(PyObject *) = {
     layout_init, /* first: all others may ask it */
-    lw_watch_init, lw_probe_select_init, lw_creation_init, lw_tasks_init, lw_taskfactory_init, lw_tasklist_init, lw_objects_init,
     lw_watch_init,
     lw_probe_select_init,
     lw_creation_init,
     lw_objects_init,
     lw_awaits_init,
+    lw_tasks_init,
+    lw_taskfactory_init,
+    lw_tasklist_init,
     lw_threads_init,
+    lw_allocs_init,
+    lw_origins_init,
+    lw_openings_init,
+    lw_tables_init,
+    lw_asyncgens_init,
+    lw_timers_init,
 };
 /* clang-format on */
 

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 from loopwatch import _core
 from loopwatch.errors import DestroyedTaskError, TaskExceptionError
 from loopwatch.findings import place_text
-from loopwatch.leaks.kinds import Kind, Leak, Session, module_of
+from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.task_findings import indented
 from loopwatch.leaks.task_scopes import BornTasks, Scope, Token, check_scope
 from loopwatch.loops import running_loop
-from loopwatch.stacks import format_stack, frames_from_raw, qualified_name, user_frame
+from loopwatch.stacks import format_stack, frames_from_raw, module_of, qualified_name, user_frame
 
 __all__ = ["DestroyedTask", "DestroyedTaskKind", "TaskException", "TaskExceptionKind"]
 

@@ -8,8 +8,8 @@ from traceback import FrameSummary
 from typing import Any, ClassVar
 
 from loopwatch.findings import place_text
-from loopwatch.leaks.kinds import Leak, module_of
-from loopwatch.stacks import format_stack, qualified_name, user_frame
+from loopwatch.leaks.kinds import Leak
+from loopwatch.stacks import format_stack, module_of, qualified_name, user_frame
 
 __all__ = ["LeakedTask", "TaskState"]
 
