@@ -326,13 +326,25 @@ raw_frame(const place *at)
     return lw_code_frame((PyCodeObject *)at->code, offset < 0 || offset > INT_MAX ? -1 : (int)offset);
 }
 
+PyCodeObject *
+lw_creation_code(const lw_creation *c, int i)
+{
+    return c != NULL && i < c->n ? (PyCodeObject *)c->at[i].code : NULL;
+}
+
 PyObject *
 lw_creation_frames(const lw_creation *c)
 {
-    int n = c ? c->n : 0;
+    return lw_creation_frames_from(c, 0);
+}
+
+PyObject *
+lw_creation_frames_from(const lw_creation *c, int skip)
+{
+    int n = c && c->n > skip ? c->n - skip : 0;
     PyObject *list = PyList_New(n);
     for (int i = 0; list != NULL && i < n; i++) {
-        PyObject *frame = raw_frame(&c->at[n - 1 - i]);
+        PyObject *frame = raw_frame(&c->at[skip + n - 1 - i]);
         if (frame == NULL) {
             Py_CLEAR(list);
             break;
