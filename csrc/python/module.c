@@ -11,6 +11,7 @@
 #include "creation.h"
 #include "awaits.h"
 #include "layout.h"
+#include "reach.h"
 
 static PyObject *
 set_hang_report(PyObject *Py_UNUSED(module), PyObject *args)
@@ -164,7 +165,7 @@ core_exec(PyObject *module)
         return -1;
     }
     if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0
-        || lw_creation_init(module) < 0 || lw_awaits_init(module) < 0) {
+        || lw_creation_init(module) < 0 || lw_awaits_init(module) < 0 || lw_reach_init(module) < 0) {
         return -1;
     }
     causes = PyTuple_New(LW_CAUSES);
