@@ -1,13 +1,15 @@
 # Each target does all its own set-up: a virtual environment in .venv, and compilers from apt where root runs it.
-# PYTHON chooses the interpreter; FUZZ_SECONDS, BENCH_ARGS, PYTEST_ARGS and VERSIONS say how much of it.
+# PYTHON chooses the interpreter; FUZZ_SECONDS, BENCH_ARGS, PYTEST_ARGS, SUITES and VERSIONS say how much of it.
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
-export PYTHON FUZZ_SECONDS BENCH_ARGS PYTEST_ARGS
+SUITES ?=
+SUITES_ARGS ?=
+export PYTHON FUZZ_SECONDS BENCH_ARGS PYTEST_ARGS SUITES_ARGS
 
-.PHONY: help demo test lint format bench asan tsan fuzz test-versions clean
+.PHONY: help demo test lint format bench asan tsan fuzz test-versions suites clean
 
 help:
 	@echo "make demo           the faults of examples/orders.py, found"
@@ -19,6 +21,7 @@ help:
 	@echo "make tsan           tests of the watchdog under ThreadSanitizer"
 	@echo "make fuzz           fuzz every decoder of foreign bytes, FUZZ_SECONDS each"
 	@echo "make test-versions  the tests on every CPython that can be found, or those of VERSIONS"
+	@echo "make suites         the tests of other projects, bare and under loopwatch run, compared (long)"
 	@echo "make clean          remove everything that was built"
 
 demo:
@@ -48,6 +51,9 @@ fuzz:
 
 test-versions:
 	@tools/versions.sh
+
+suites:
+	@tools/suites.sh $(SUITES)
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .mesonpy-*

@@ -253,6 +253,21 @@ lw_small_int(const PyLongObject *copy)
 #endif
 }
 
+/* Whether a thread was begun by the _thread module: 1 yes, 0 no (C code that
+ * called PyGILState_Ensure, or an embedder), -1 not told.  The state says who
+ * made it since 3.13; the numbers are WHENCE_THREADING and, since 3.15,
+ * WHENCE_THREADING_DAEMON. */
+static inline int
+lw_begun_by_python(const PyThreadState *ts)
+{
+#if PY_VERSION_HEX < 0x030D0000
+    (void)ts;
+    return -1;
+#else
+    return ts->_whence == 3 || ts->_whence == 6;
+#endif
+}
+
 /* The byte offset of a slot that a class keeps for NAME, or 0. */
 static inline size_t
 lw_slot_offset(PyObject *type, const char *name)
@@ -265,6 +280,108 @@ lw_slot_offset(PyObject *type, const char *name)
     Py_XDECREF(descr);
     PyErr_Clear();
     return offset;
+}
+
+/* Whether the calling thread is attached to the main interpreter, and so holds its GIL. */
+static inline int
+lw_thread_is_attached(void)
+{
+#if PY_VERSION_HEX < 0x030D0000
+    PyThreadState *ts = _PyThreadState_UncheckedGet();
+#else
+    PyThreadState *ts = PyThreadState_GetUnchecked();
+#endif
+    return ts != NULL && PyThreadState_GetInterpreter(ts) == PyInterpreterState_Main();
+}
+
+/* What a weak reference refers to: a new reference, or NULL, without an exception, when it is gone.  3.13 brought the
+ * function, 3.15 takes the old one away. */
+static inline PyObject *
+lw_weakref_get(PyObject *ref)
+{
+#if PY_VERSION_HEX < 0x030D0000
+    PyObject *target = PyWeakref_GetObject(ref);
+    return target == NULL || target == Py_None ? NULL : Py_NewRef(target);
+#else
+    PyObject *target = NULL;
+    return PyWeakref_GetRef(ref, &target) > 0 ? target : NULL;
+#endif
+}
+
+/* The table entry of a function written in C: what it is called, how, and the C function.  Every way to call it reads the
+ * entry, the specialised instructions too. */
+static inline PyMethodDef *
+lw_method_entry(PyObject *function)
+{
+    return PyCFunction_CheckExact(function) ? ((PyCFunctionObject *)function)->m_ml : NULL;
+}
+
+static inline void
+lw_set_method_entry(PyObject *function, PyMethodDef *entry)
+{
+    ((PyCFunctionObject *)function)->m_ml = entry;
+}
+
+/* How a Python function is called from C, as a type's __init__ is.  From 3.12 on there is an official way to change it,
+ * which also tells the specialised instructions. */
+static inline vectorcallfunc
+lw_function_call(PyObject *function)
+{
+    return PyFunction_Check(function) ? ((PyFunctionObject *)function)->vectorcall : NULL;
+}
+
+static inline void
+lw_set_function_call(PyObject *function, vectorcallfunc call)
+{
+#if PY_VERSION_HEX < 0x030C0000
+    ((PyFunctionObject *)function)->vectorcall = call;
+#else
+    PyFunction_SetVectorcall((PyFunctionObject *)function, call);
+#endif
+}
+
+/* Bytes that the collector keeps before an object. */
+static inline size_t
+lw_gc_header_size(PyObject *op)
+{
+    return PyObject_IS_GC(op) ? 2 * sizeof(uintptr_t) : 0;
+}
+
+/* Call VISIT(object, arg) for every object that the collector tracks, until it gives 0.  VISIT runs no code of the
+ * program.  Before 3.12 there is only gc.get_objects(): *skip is then set to its list, which is not the program's.
+ * -1 with an exception set when that fails. */
+static inline int
+lw_visit_gc_objects(int (*visit)(PyObject *, void *), void *arg, PyObject **skip)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    (void)skip;
+    PyUnstable_GC_VisitObjects(visit, arg);
+    return 0;
+#else
+    PyObject *gc = PyImport_ImportModule("gc");
+    PyObject *all = gc == NULL ? NULL : PyObject_CallMethod(gc, "get_objects", NULL);
+    int status = -1;
+    if (all != NULL && PyList_Check(all)) {
+        status = 0;
+        *skip = all;
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(all) && visit(PyList_GET_ITEM(all, i), arg); i++) {
+        }
+    }
+    Py_XDECREF(all);
+    Py_XDECREF(gc);
+    return status;
+#endif
+}
+
+/* Whether asyncio keeps a thread's tasks in a linked list (3.14 and later) or all of them in one WeakSet. */
+static inline int
+lw_tasks_in_linked_list(void)
+{
+#if PY_VERSION_HEX < 0x030E0000
+    return 0;
+#else
+    return 1;
+#endif
 }
 
 #endif

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "../core/procfs.h"
@@ -18,6 +19,21 @@ static lw_walk walk;
 static char text_space[64 * 1024];
 static lw_textbuf text;
 
+/* Names may hold what a terminal would obey: control characters, C1's (0xc2 0x80 to 0x9f in UTF-8) too.  The newline
+ * at the end is ours. */
+static void
+disarm(char *line)
+{
+    for (unsigned char *at = (unsigned char *)line; at[0] != 0 && at[1] != 0; at++) {
+        if (at[0] < ' ' || at[0] == 0x7f) {
+            at[0] = '?';
+        }
+        else if (at[0] == 0xc2 && at[1] >= 0x80 && at[1] < 0xa0) {
+            at[0] = at[1] = '?';
+        }
+    }
+}
+
 static void __attribute__((format(printf, 2, 3)))
 say(int fd, const char *format, ...)
 {
@@ -26,6 +42,7 @@ say(int fd, const char *format, ...)
     va_start(args, format);
     int n = vsnprintf(line, sizeof(line), format, args);
     va_end(args);
+    disarm(line);
     struct pollfd ready = {fd, POLLOUT, 0};
     if (poll(&ready, 1, 0) != 1 || !(ready.revents & POLLOUT)) {
         return; /* nobody drains that pipe: a line lost is better than a lock held for ever */
@@ -37,6 +54,34 @@ say(int fd, const char *format, ...)
         }
         at += (int)wrote;
     }
+}
+
+static int
+ends_with(const char *name, const char *end)
+{
+    size_t size = strlen(name), tail = strlen(end);
+    return size >= tail && strcmp(name + size - tail, end) == 0;
+}
+
+/* How many frames of the walk to show, newest first: without those of `loopwatch run` at the outer end, and runpy's
+ * below them. */
+static int
+frames_of_program(void)
+{
+    lw_frame frame;
+    for (int i = 0; i < walk.n; i++) {
+        if (lw_decode_frame(&walk.raw[i], &frame, &text) < 0
+            || !ends_with(text.base + frame.file, "/loopwatch/commands/program.py")) {
+            continue;
+        }
+        int shown = i;
+        while (shown > 1 && lw_decode_frame(&walk.raw[shown - 1], &frame, &text) == 0
+               && strcmp(text.base + frame.file, "<frozen runpy>") == 0) {
+            shown--;
+        }
+        return shown > 0 ? shown : 1;
+    }
+    return walk.n;
 }
 
 static void
@@ -60,7 +105,7 @@ say_thread(int fd, uintptr_t tstate, int tid, const char *what)
         say(fd, "    (its stack cannot be read: %s)\n", lw_layout_text());
         return;
     }
-    for (int i = walk.n - 1; i >= 0; i--) {
+    for (int i = frames_of_program() - 1; i >= 0; i--) {
         if (walk.omitted && i == LW_KEEP_INNER - 1) {
             say(fd, "    ... %d frames left out\n", walk.omitted);
         }

@@ -9,9 +9,19 @@
 
 #include "../core/saferead.h"
 #include "creation.h"
+#include "allocs.h"
 #include "awaits.h"
+#include "asyncgens.h"
 #include "layout.h"
 #include "reach.h"
+#include "openings.h"
+#include "origins.h"
+#include "tables.h"
+#include "timers.h"
+#include "objects.h"
+#include "tasklist.h"
+#include "tasks.h"
+#include "threads.h"
 
 static PyObject *
 set_hang_report(PyObject *Py_UNUSED(module), PyObject *args)
@@ -104,6 +114,7 @@ stack_of(PyObject *Py_UNUSED(module), PyObject *arg)
 static PyObject *
 shutdown(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
+    lw_allocs_pause();
     Py_BEGIN_ALLOW_THREADS lw_watchdog_stop();
     Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
@@ -151,6 +162,34 @@ hook(PyObject *self, const char *module_name, const char *name, const char *keyw
 }
 
 static int
+layout_init(PyObject *Py_UNUSED(module))
+{
+    return lw_layout_init();
+}
+
+/* What each concept adds to the module, in order. */
+/* clang-format off */
+static int (*const concepts[])(PyObject *) = {
+    layout_init, /* first: all others may ask it */
+    lw_watch_init,
+    lw_probe_select_init,
+    lw_creation_init,
+    lw_objects_init,
+    lw_awaits_init,
+    lw_tasks_init,
+    lw_taskfactory_init,
+    lw_tasklist_init,
+    lw_threads_init,
+    lw_allocs_init,
+    lw_origins_init,
+    lw_openings_init,
+    lw_tables_init,
+    lw_asyncgens_init,
+    lw_timers_init,
+};
+/* clang-format on */
+
+static int
 core_exec(PyObject *module)
 {
     static int loaded;
@@ -167,6 +206,10 @@ core_exec(PyObject *module)
     if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0
         || lw_creation_init(module) < 0 || lw_awaits_init(module) < 0 || lw_reach_init(module) < 0) {
         return -1;
+    for (size_t i = 0; i < sizeof(concepts) / sizeof(concepts[0]); i++) {
+        if (concepts[i](module) < 0) {
+            return -1;
+        }
     }
     causes = PyTuple_New(LW_CAUSES);
     for (int i = 0; causes != NULL && i < LW_CAUSES; i++) {

@@ -123,12 +123,14 @@ class Report:
     """The findings of one guard, ready for its actions.
 
     ``cancel`` cancels what was found and returns what could not be cancelled, as a sentence for a warning, or None.
+    ``text`` is what warnings and logs say, by default the error's own text.
     """
 
     findings: Sequence[Any]
     error: LeakError
     cancel: Callable[[], str | None]
     logger: logging.Logger | None = None
+    text: str | None = None
 
 
 def dispatch(
@@ -138,7 +140,7 @@ def dispatch(
 
     ``body`` is the exception with which the guarded code ended.  With one nothing is raised: it gets a note.
     """
-    text = str(report.error)
+    text = str(report.error) if report.text is None else report.text
     if body is not None:
         add_note(body, text)
     failures: list[BaseException] = []
@@ -162,7 +164,7 @@ def dispatch(
         except BaseException as error:  # pytest.fail() and sys.exit() too
             failures.append(error)
     if body is None:
-        _raise(LeakAction.RAISE in actions, report.error, failures)
+        raise_first(report.error if LeakAction.RAISE in actions else None, failures)
         return
     if not warned:
         try:
@@ -174,13 +176,17 @@ def dispatch(
             add_note(body, f"an action of loopwatch failed: {failure!r}")
 
 
-def _raise(wanted: bool, error: LeakError, failures: list[BaseException]) -> None:
+def raise_first(error: BaseException | None, failures: list[BaseException]) -> None:
+    """Raise what counts most: what ends the program or the test, the findings' error, then what an action raised.
+
+    The others go along as notes.
+    """
     raised: BaseException
     others: list[BaseException]
     ends = [failure for failure in failures if not isinstance(failure, Exception)]
     if ends:  # sys.exit(), pytest.fail()
         raised, others = ends[0], []
-    elif wanted:
+    elif error is not None:
         raised = error
         others = [failure for failure in failures if not isinstance(failure, ResourceWarning)]
     elif failures:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from loopwatch import _core
 from loopwatch.findings import CallerContext, Cause, EventLoopBlock, Segment
-from loopwatch.stacks import Frame, frames_from_raw
+from loopwatch.stacks import Frame, frames_from_raw, launcher_frames
 
 if TYPE_CHECKING:
-    from loopwatch._core import RawBlock, RawSegment
+    from loopwatch._core import RawBlock, RawFrame, RawSegment
 
 _SECOND = 1e9
 _Stack = Sequence[traceback.FrameSummary]
@@ -83,7 +83,7 @@ def _segment(raw: "RawSegment", caller: CallerContext | None) -> Segment:
     if raw["holder_id"] is not None:
         holder = thread_name(raw["holder_id"], comm=raw["holder_comm"])
     holder_frames = raw["holder_frames"]
-    frames = frames_from_raw(raw["frames"])
+    frames = _frames(raw["frames"])
     try:
         cause = Cause(raw["cause"])
     except ValueError:
@@ -95,7 +95,7 @@ def _segment(raw: "RawSegment", caller: CallerContext | None) -> Segment:
         syscall=raw["syscall"],
         holder_thread=holder,
         holder_thread_id=raw["holder_id"],
-        holder_stack=None if holder_frames is None else frames_from_raw(holder_frames),
+        holder_stack=None if holder_frames is None else _frames(holder_frames),
         task=raw["task"],
         callback=raw["callback"],
         callback_index=raw["callback_index"],
@@ -103,6 +103,11 @@ def _segment(raw: "RawSegment", caller: CallerContext | None) -> Segment:
         samples=raw["samples"],
         omitted=raw["omitted"],
     )
+
+
+def _frames(raw: "Sequence[RawFrame]") -> tuple[Frame, ...]:
+    frames = frames_from_raw(raw)
+    return frames[launcher_frames(frames) :]
 
 
 def _from_caller(frames: tuple[Frame, ...], caller: CallerContext | None) -> tuple[Frame, ...]:

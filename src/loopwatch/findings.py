@@ -6,9 +6,12 @@
 import enum
 import os
 import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from loopwatch.stacks import format_stack, qualified_name, user_frame
+from loopwatch.printable import printable
+from loopwatch.stacks import format_stack, module_of, qualified_name, user_frame
 
 __all__ = ["CallerContext", "Cause", "EventLoopBlock", "Segment"]
 
@@ -108,8 +111,11 @@ class EventLoopBlock:
     ``missing_reason`` says why.  ``callbacks`` is how many callbacks the iteration ran, ``heaviest`` the longest of
     them with its seconds; ``scattered`` tells that none took over half.  ``holder_thread`` and ``holder_stack`` are
     those of the thread that held the GIL, if that is the cause.  ``stopped`` and ``starved`` are the seconds of it in
-    which the process, or this thread, was kept from running; ``stall`` tells that without them it would be no block.
+    which the process, or this thread, was kept from running; ``stall`` tells that they are more than half of it and
+    that what remains is below the threshold: then the machine is to blame, not the program.
     """
+
+    kind: ClassVar[str] = "block"
 
     block_id: int
     duration: float
@@ -166,6 +172,26 @@ class EventLoopBlock:
             return causes[0].describe(longest[causes[0]])
         return ", ".join(f"{cause.describe(longest[cause])} ({totals[cause]:.3f}s)" for cause in causes)
 
+    @property
+    def name(self) -> str:
+        return f"block-{self.block_id}"
+
+    def place(self) -> tuple[str, int, str] | None:
+        """File, line and qualified name to group it by: the culprit."""
+        return self.culprit
+
+    def labels(self) -> Mapping[str, Sequence[str]]:
+        """What a suppression can match, as ``Leak.labels`` says; a block has no creator."""
+        stack = self.blocking_stack or []
+        culprit = self.culprit
+        return {
+            "name": [self.task] if self.task else [],
+            "qualname": [self.callback] if self.callback else [],
+            "stack": [qualified_name(frame) for frame in stack],
+            "creator": [],
+            "module": [] if culprit is None else [module_of(culprit[0])],
+        }
+
     def headline(self) -> str:
         """Say in one line how long it took (seconds), at which line and why."""
         return f"block-{self.block_id}: {self.duration:.3f}s at {place_text(self.culprit)}, cause: {self.why}"
@@ -194,11 +220,11 @@ class EventLoopBlock:
     def _details(self) -> list[str]:
         lines = []
         if self.task:
-            lines.append(f"Task: {self.task}")
+            lines.append(f"Task: {printable(self.task)}")
         elif self.callback:
-            lines.append(f"Callback: {self.callback}")
+            lines.append(f"Callback: {printable(self.callback)}")
         if self.thread_name and self.thread_name != "MainThread":
-            lines.append(f"Thread: {self.thread_name}")
+            lines.append(f"Thread: {printable(self.thread_name)}")
         if self.scattered and self.heaviest is not None:
             name, seconds = self.heaviest
             lines.append(f"Callbacks: {self.callbacks} in one iteration, heaviest {name!r} ({seconds:.3f}s)")
@@ -213,8 +239,8 @@ class EventLoopBlock:
 
 
 def place_text(place: tuple[str, int, str] | None) -> str:
-    """Format a culprit as ``file:line in name``."""
-    return "an unknown place" if place is None else f"{place[0]}:{place[1]} in {place[2]}"
+    """Format a culprit as ``file:line in name``, safe to print."""
+    return "an unknown place" if place is None else f"{printable(place[0])}:{place[1]} in {printable(place[2])}"
 
 
 def _place(frame: traceback.FrameSummary) -> tuple[str, int, str]:

@@ -6,6 +6,7 @@ with the qualified name beside the bare one.  Columns need no conversion: both c
 elsewhere.
 """
 
+import copy
 import functools
 import linecache
 import os
@@ -14,6 +15,8 @@ import sysconfig
 import traceback
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+
+from loopwatch.printable import printable, printable_source
 
 if TYPE_CHECKING:
     from loopwatch._core import RawFrame
@@ -67,11 +70,21 @@ def qualified_name(frame: traceback.FrameSummary) -> str:
 
 
 def format_stack(frames: Sequence[traceback.FrameSummary]) -> str:
-    """Format a stack as a traceback does, outermost first, each line ending with a newline."""
+    """Format a stack as a traceback does, outermost first, each line ending with a newline, and safe to print."""
+    safe = [_printable_frame(frame) for frame in frames]
     try:
-        return "".join(traceback.StackSummary.from_list(list(frames)).format())
+        text = "".join(traceback.StackSummary.from_list(safe).format())
     except Exception:  # the source changed under us and its columns no longer fit: the lines alone
-        return "".join(traceback.format_list([(frame.filename, frame.lineno or 0, frame.name, "") for frame in frames]))
+        text = "".join(traceback.format_list([(frame.filename, frame.lineno or 0, frame.name, "") for frame in safe]))
+    return printable_source(text)
+
+
+def _printable_frame(frame: traceback.FrameSummary) -> traceback.FrameSummary:
+    if frame.filename.isprintable() and frame.name.isprintable():
+        return frame
+    safe = copy.copy(frame)  # its source lines with it: they could not be found under the changed name
+    safe.filename, safe.name = printable(frame.filename), printable(frame.name)
+    return safe
 
 
 @functools.lru_cache(maxsize=4096)
@@ -92,6 +105,11 @@ def _library_folders() -> tuple[str, ...]:
     return tuple(sorted(folders))
 
 
+def is_own(filename: str) -> bool:
+    """Tell whether a file is part of loopwatch."""
+    return filename.startswith(_PACKAGE)
+
+
 def is_runner(filename: str) -> bool:
     """Tell whether a file is part of what runs every program here: the loop, runpy, loopwatch."""
     if filename.startswith(("<frozen ", _PACKAGE)):
@@ -101,9 +119,18 @@ def is_runner(filename: str) -> bool:
 
 
 def launcher_frames(frames: Sequence[traceback.FrameSummary]) -> int:
-    """How many frames at the outer end belong to `loopwatch run`, the installed command's own script included."""
+    """How many frames at the outer end belong to `loopwatch run`: its own, its script's, and runpy's below them."""
     started = [number for number, frame in enumerate(frames) if frame.filename == _PROGRAM]
-    return min(started[-1] + 1, len(frames) - 1) if started else 0
+    if not started:
+        return 0
+    first = started[-1] + 1
+    while first < len(frames) and _is_runpy(frames[first].filename):
+        first += 1
+    return min(first, len(frames) - 1)
+
+
+def _is_runpy(filename: str) -> bool:
+    return filename == "<frozen runpy>" or (filename.endswith("/runpy.py") and is_library(filename))
 
 
 _LOOP_FRAMES = ("_run_once", "run_forever", "run_until_complete", "Runner.run", "unrolled_run")
@@ -126,3 +153,25 @@ def user_frame(frames: Sequence[traceback.FrameSummary]) -> traceback.FrameSumma
             if not skip(frame.filename):
                 return frame
     return inside[-1] if inside else None
+
+
+@functools.lru_cache(maxsize=4096)
+def module_of(filename: str) -> str:
+    """The dotted name of the module that was loaded from a file; the file's own name where none was."""
+    for name, module in list(sys.modules.items()):
+        if getattr(module, "__file__", None) == filename:
+            return name
+    return os.path.basename(filename).removesuffix(".py")
+
+
+def making_module(creation_stack: Sequence[traceback.FrameSummary]) -> str | None:
+    """The module whose code made a thing: that of the innermost frame outside of Python's own library."""
+    for frame in reversed(creation_stack):
+        if not _is_standard(frame.filename):
+            return module_of(frame.filename)
+    return module_of(creation_stack[-1].filename) if creation_stack else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_standard(filename: str) -> bool:
+    return is_library(filename) and "/site-packages/" not in filename and "/dist-packages/" not in filename

@@ -3,6 +3,7 @@
 #
 #   tests/c/run.sh plain          optimised, warnings are errors
 #   tests/c/run.sh asan           under AddressSanitizer and UBSan (the default)
+#   tests/c/run.sh tsan           under ThreadSanitizer, after a program with a race that it must tell
 #   tests/c/run.sh crosscheck     the line tables against $PYTHON (python3)
 #   tests/c/run.sh fuzz SECONDS   each fuzzer for so long (60), under clang
 #
@@ -20,6 +21,8 @@ mode=${1:-asan}
 strict="-std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -I$root/csrc/core"
 sanitize="-g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 
+races="-g -O1 -fno-omit-frame-pointer -fsanitize=thread"
+
 mkdir -p "$build"
 
 test_core() {
@@ -27,6 +30,19 @@ test_core() {
     "$cc" $strict "$@" -o "$build/test_core_$mode" \
         "$root"/tests/c/test_*.c "$root"/csrc/core/*.c -pthread
     "$build/test_core_$mode"
+}
+
+test_threads() {
+    # shellcheck disable=SC2086
+    "$cc" $strict $races -o "$build/race" "$root/tests/c/control/race.c" -pthread
+    if "$build/race" 2>/dev/null; then
+        echo "ThreadSanitizer did not tell the race of tests/c/control/race.c"
+        echo "0 passed, 1 failed"
+        return 1
+    fi
+    # The tests fork while other threads live: the child starts none.
+    # shellcheck disable=SC2086
+    TSAN_OPTIONS="${TSAN_OPTIONS:-}:die_after_fork=0" test_core $races
 }
 
 # Whole inputs of the right shape, for the fuzzers to start from.
@@ -70,10 +86,11 @@ case $mode in
 plain) test_core -O2 ;;
 # shellcheck disable=SC2086
 asan) test_core $sanitize ;;
+tsan) test_threads ;;
 crosscheck) LW_BUILD=$build "${PYTHON:-python3}" "$root/tests/c/linetable_crosscheck.py" ;;
 fuzz) fuzz "${2:-60}" ;;
 *)
-    echo "usage: $0 [plain|asan|crosscheck|fuzz SECONDS]" >&2
+    echo "usage: $0 [plain|asan|tsan|crosscheck|fuzz SECONDS]" >&2
     exit 2
     ;;
 esac

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 300
+TIMEOUT = 900
 REPEATS = 2
 
 Outcome = tuple[str, ...]
@@ -65,6 +65,36 @@ SUITES = (
         "2.0.0",
         ("janus==2.0.0", "pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-cov==7.1.0"),
         ("-p", "pytest_asyncio.plugin", "-p", "pytest_cov.plugin", "--ignore=tests/test_benchmarks.py", "tests"),
+    ),
+    Suite(
+        "anyio",
+        "4.16.0",
+        (
+            "anyio[trio]==4.16.0",
+            "trio==0.35.0",
+            "blockbuster==1.5.29",
+            "hypothesis==6.170.15",
+            "psutil==7.2.2",
+            "pytest==9.2.0",
+            "pytest-mock==3.17.0",
+            "pytest-timeout==2.4.0",
+            "trustme==1.2.1",
+            "truststore==0.10.5",
+            "uvloop==0.23.0",
+        ),
+        ("-m", "not network", "-o", "timeout=60", "tests"),
+    ),
+    Suite(
+        "aiofiles",
+        "25.1.0",
+        ("aiofiles==25.1.0", "pytest==9.2.0", "pytest-asyncio==1.5.0"),
+        ("-p", "pytest_asyncio.plugin", "tests"),
+    ),
+    Suite(
+        "aiosqlite",
+        "0.22.1",
+        ("aiosqlite==0.22.1", "pytest==9.2.0"),
+        ("aiosqlite/tests/smoke.py",),
     ),
 )
 

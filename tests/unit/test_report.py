@@ -12,8 +12,10 @@ import pytest
 from loopwatch import report as report_module
 from loopwatch import summary as summary_module
 from loopwatch.blocks import block_from_raw
+from loopwatch.errors import EventLoopBlockError
 from loopwatch.json_report import document, write_atomically
-from loopwatch.report import Terminal, block_text, summary_text, wants_colour
+from loopwatch.printable import printable, printable_source
+from loopwatch.report import Terminal, block_text, short_path, summary_text, wants_colour
 from loopwatch.summary import Patterns, Summary
 
 LIBRARY = "/venv/lib/python3.11/site-packages/db/core.py"
@@ -40,6 +42,17 @@ def test_the_innermost_library_frame_is_shown_below_the_own_ones(raw: Any) -> No
     lines = block_text(library_block(raw)).splitlines()
     assert "/srv/app.py:42 in handler" in lines[0]
     assert lines[-1].strip() == f'File "{LIBRARY}", line 7, in get'
+
+
+def test_other_functions_of_a_block_are_named_too(raw: Any) -> None:
+    parts = [raw.segment(("/srv/app.py", "loop", line), ms=200, cause="python") for line in (1, 2, 3)] + [
+        raw.segment(("/srv/app.py", "pay", 9), ms=100, cause="syscall", syscall="fsync")
+    ]
+    parts.append(raw.segment(("/srv/app.py", "quick", 11), ms=20))
+    lines = block_text(block_from_raw(raw.block(*parts), 1), process=7).splitlines()
+    assert lines[0].endswith("[process 7]")
+    assert lines[1] == "  also 0.100s  /srv/app.py:9 in pay: system call fsync"
+    assert lines[2].startswith("  File ")
 
 
 def test_a_block_without_a_stack_says_why(raw: Any) -> None:
@@ -75,7 +88,9 @@ def test_stalls_are_counted_apart(raw: Any) -> None:
     stall = block_from_raw(raw.block(raw.segment(("/a.py", "f", 1)), stall=True), 1)
     assert not summary.add(stall)
     assert (summary.count, summary.stall_count) == (0, 1)
-    assert "1 stalls" in summary_text(summary)
+    assert "1 stall (" in summary_text(summary)
+    summary.add(stall)
+    assert "2 stalls (" in summary_text(summary)
 
 
 @pytest.mark.parametrize(
@@ -207,3 +222,70 @@ def test_the_frames_of_the_command_itself_are_not_shown(raw: Any) -> None:
     assert "bin/loopwatch" not in text
     assert "commands/program.py" not in text
     assert '"/srv/app.py", line 42, in handler' in text
+
+
+def test_launcher_frames_are_in_no_stack(raw: Any) -> None:
+    program = str(Path(report_module.__file__).parent / "commands" / "program.py")
+    runpy = [("<frozen runpy>", "_run_module_as_main", 198), ("<frozen runpy>", "_run_code", 88)]
+    own = ("/srv/app.py", "main", 1)
+    part = raw.segment(*runpy, (program, "run_module", 31), *runpy, own, cause="gil", holder_id=1, holder_comm="hog")
+    part["holder_frames"] = [(program, "run_script", 65, 65, -1, -1), (*own[:2], 1, 1, -1, -1)]
+    block = block_from_raw(raw.block(part), 1)
+    for stack in (block.blocking_stack, block.segments[0].stack, block.holder_stack):
+        assert stack
+        assert [frame.filename for frame in stack] == ["/srv/app.py"]
+    alone = block_from_raw(raw.block(raw.segment((program, "run_script", 65))), 1)
+    assert alone.blocking_stack, "the innermost frame stays, whose it be"
+    plain = block_from_raw(raw.block(raw.segment(*runpy, own)), 1)
+    assert plain.blocking_stack
+    assert len(plain.blocking_stack) == 3, "python -m itself shows runpy"
+
+
+EVIL = "a\x1b]0;title\x07\r\nBLOCK 9.999s\x9b31m\u202e\x7f\x85\u2028\ud800"
+
+
+def test_nothing_printed_can_drive_a_terminal_and_json_is_exact(raw: Any, tmp_path: Path) -> None:
+    source = tmp_path / "evil\x1b[2J.py"
+    source.write_text("x = 1\nf('\x1b[2J\x9b')\n")
+    frame = (str(source), f"f.{EVIL}", 2, 2, 0, 8)
+    parts = [
+        raw.segment(frame, task=None if index else EVIL, callback=EVIL, callback_index=index, callback_total=2)
+        for index in range(2)
+    ]
+    held = raw.segment(frame, ms=500, cause="gil", holder_id=1, holder_comm=EVIL)
+    held["holder_frames"] = [frame]
+    blocks = [
+        block_from_raw(raw.block(*parts, thread_native_id=0), 1),
+        block_from_raw(raw.block(held), 2),
+    ]
+    summary = Summary(0.2)
+    summary.add_unwatched(EVIL)
+    for block in blocks:
+        assert summary.add(block)
+    texts = [summary_text(summary), str(EventLoopBlockError("found", blocks))]
+    texts += [EventLoopBlockError("found", blocks).get_block_summary()]
+    texts += [text for block in blocks for text in (block_text(block), str(block), block.headline())]
+    texts += [block.format_blocking_stack() for block in blocks]
+    for text in texts:
+        assert all(line.isprintable() for line in text.split("\n")), ascii(text)
+        assert "\nBLOCK 9" not in text
+    assert "\\x1b]0;title" in texts[0]
+    assert "f('?[2J?')" in texts[-1]
+    written = json.loads(json.dumps(document(summary, program="app.py", argv=[], version="0")))
+    assert written["unwatched"] == [EVIL]
+    assert written["blocks"][0]["culprit"] == {"file": str(source), "line": 2, "name": f"f.{EVIL}"}
+    assert written["blocks"][0]["segments"][0]["task"] == EVIL
+
+
+def test_what_is_seen_is_printed_as_it_is() -> None:
+    assert printable("größe/日本\u3000x\xa0y 🙂.py") == "größe/日本\u3000x\xa0y 🙂.py"
+    assert printable_source("a\tb\n  ^^\n") == "a\tb\n  ^^\n"
+
+
+def test_paths_are_short_where_that_helps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert short_path(str(tmp_path / "a" / "b.py")) == "a/b.py"
+    assert short_path("/usr/x.py") == "/usr/x.py"
+    assert short_path("<string>") == "<string>"
+    monkeypatch.chdir("/")
+    assert short_path("/app/x.py") == "/app/x.py"
