@@ -13,6 +13,7 @@
 #include "awaits.h"
 #include "asyncgens.h"
 #include "layout.h"
+#include "reach.h"
 #include "openings.h"
 #include "origins.h"
 #include "tables.h"
@@ -210,6 +211,9 @@ core_exec(PyObject *module)
         PyErr_SetString(PyExc_ImportError, "loopwatch._core is loaded already and cannot be loaded twice in a process");
         return -1;
     }
+    if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0
+        || lw_creation_init(module) < 0 || lw_awaits_init(module) < 0 || lw_reach_init(module) < 0) {
+        return -1;
     for (size_t i = 0; i < sizeof(concepts) / sizeof(concepts[0]); i++) {
         if (concepts[i](module) < 0) {
             return -1;
