@@ -5,12 +5,12 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from loopwatch import _core
 
-__all__ = ["descriptors_of", "descriptors_of_loops", "open_loops"]
+__all__ = ["descriptors_of", "descriptors_of_loops", "open_loops", "uv_backend"]
 
 _UV_KINDS = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[io_uring]", "pipe:", "/dev/null", "socket:")
 _UV_OWN = _UV_KINDS[:-1]
@@ -114,19 +114,3 @@ def uv_backend(loop: Any) -> int | None:
     except Exception:  # another build of uvloop
         return None
     return number if isinstance(number, int) and number >= 0 else None
-
-
-def made_since(loops: Iterable[Any], fresh: set[int]) -> list[Any]:
-    """Of loops, those whose epoll descriptor is among some that were not there before."""
-    found = []
-    for loop in loops:
-        backend = uv_backend(loop)
-        if backend is None:
-            selector = getattr(loop, "_selector", None)
-            try:
-                backend = selector.fileno() if selector is not None else None
-            except Exception:
-                continue
-        if backend in fresh:
-            found.append(loop)
-    return found
