@@ -88,12 +88,12 @@ _LATER = {
 }
 
 __all__ = [
+    "DEFAULT_THREAD_NAME_FILTER",
     "AsyncGeneratorLeakError",
     "Baseline",
     "BaselineError",
     "CallerContext",
     "Cause",
-    "DEFAULT_THREAD_NAME_FILTER",
     "DescriptorLeakError",
     "DestroyedTaskError",
     "EventLoopBlock",

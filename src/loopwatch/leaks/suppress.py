@@ -101,6 +101,8 @@ Ignores = Ignore | Pattern | Iterable[Ignore | Pattern]
 
 def ignores_from(value: object) -> tuple[Ignore, ...]:
     """Turn ``ignore=`` as users write it into entries.  Raises TypeError for what is none."""
+    if value == ():
+        return ()
     if isinstance(value, str | re.Pattern | Ignore):
         value = (value,)
     if not isinstance(value, Iterable) or isinstance(value, bytes | Mapping):
