@@ -1,8 +1,7 @@
 """The C core, as Python sees it.  Durations and times are whole nanoseconds; stacks are outermost first."""
 
-from collections.abc import Callable
-from contextvars import ContextVar
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Final, TypedDict
 
 RawFrame = tuple[str, str, int, int, int, int]
@@ -153,6 +152,6 @@ def watchdog_tid() -> int: ...  # loopwatch's own thread, 0 if there is none
 def alloc_start(sample_bytes: int) -> None: ...
 def alloc_stop() -> None: ...
 def alloc_read() -> list[tuple[list[RawFrame], str | None, int, int, int, int]]:
-    """The samples not freed yet: stack, coroutine, size, bytes that it stands for, born (monotonic ns), id of the stack."""
+    """The samples not freed yet: stack, coroutine, size, bytes it stands for, born (monotonic ns), id of the stack."""
 
 def alloc_info() -> dict[str, Any]: ...  # on, live, taken, dropped, sample_bytes, started_ns

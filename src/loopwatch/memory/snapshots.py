@@ -23,7 +23,8 @@ class MemorySnapshot:
     ``rss``, ``vms``, ``uss`` and ``peak`` are in MB (of 1024 * 1024 bytes); ``objects`` gives for each type name how
     many objects the garbage collector tracked and how many bytes they were themselves; ``tasks`` how many tasks were
     not done, by the qualified name of their coroutine.  ``traced`` is a tracemalloc snapshot, where the program runs
-    tracemalloc; ``allocations`` what a sampling trace of the detector's showed.  ``timestamp`` is Unix time.  ``snapshot["rss"]`` is the same as ``snapshot.rss``.
+    tracemalloc; ``allocations`` what a sampling trace of the detector's showed.  ``timestamp`` is Unix time.
+    ``snapshot["rss"]`` is the same as ``snapshot.rss``.
     """
 
     label: str
