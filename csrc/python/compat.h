@@ -185,4 +185,37 @@ lw_slot_offset(PyObject *type, const char *name)
     return offset;
 }
 
+/* Bytes that the collector keeps before an object. */
+static inline size_t
+lw_gc_header_size(PyObject *op)
+{
+    return PyObject_IS_GC(op) ? 2 * sizeof(uintptr_t) : 0;
+}
+
+/* Call VISIT(object, arg) for every object that the collector tracks, until it gives 0.  VISIT runs no code of the
+ * program.  Before 3.12 there is only gc.get_objects(): *skip is then set to its list, which is not the program's.
+ * -1 with an exception set when that fails. */
+static inline int
+lw_visit_gc_objects(int (*visit)(PyObject *, void *), void *arg, PyObject **skip)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    (void)skip;
+    PyUnstable_GC_VisitObjects(visit, arg);
+    return 0;
+#else
+    PyObject *gc = PyImport_ImportModule("gc");
+    PyObject *all = gc == NULL ? NULL : PyObject_CallMethod(gc, "get_objects", NULL);
+    int status = -1;
+    if (all != NULL && PyList_Check(all)) {
+        status = 0;
+        *skip = all;
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(all) && visit(PyList_GET_ITEM(all, i), arg); i++) {
+        }
+    }
+    Py_XDECREF(all);
+    Py_XDECREF(gc);
+    return status;
+#endif
+}
+
 #endif

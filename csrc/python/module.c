@@ -10,6 +10,7 @@
 #include "../core/saferead.h"
 #include "creation.h"
 #include "layout.h"
+#include "objects.h"
 
 static PyObject *
 set_hang_report(PyObject *Py_UNUSED(module), PyObject *args)
@@ -149,6 +150,18 @@ hook(PyObject *self, const char *module_name, const char *name, const char *keyw
 }
 
 static int
+layout_init(PyObject *Py_UNUSED(module))
+{
+    return lw_layout_init();
+}
+
+/* What each concept adds to the module, in order. */
+static int (*const concepts[])(PyObject *) = {
+    layout_init, /* first: all others may ask it */
+    lw_watch_init, lw_probe_select_init, lw_creation_init, lw_objects_init,
+};
+
+static int
 core_exec(PyObject *module)
 {
     static int loaded;
@@ -162,9 +175,10 @@ core_exec(PyObject *module)
         PyErr_SetString(PyExc_ImportError, "loopwatch._core is loaded already and cannot be loaded twice in a process");
         return -1;
     }
-    if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0
-        || lw_creation_init(module) < 0) {
-        return -1;
+    for (size_t i = 0; i < sizeof(concepts) / sizeof(concepts[0]); i++) {
+        if (concepts[i](module) < 0) {
+            return -1;
+        }
     }
     causes = PyTuple_New(LW_CAUSES);
     for (int i = 0; causes != NULL && i < LW_CAUSES; i++) {

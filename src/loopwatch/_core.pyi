@@ -74,3 +74,8 @@ def stack_of(native_id: int) -> list[RawFrame]: ...  # read as the watchdog woul
 
 def creation_here(skip: int) -> list[RawFrame]: ...  # the caller's own stack, without its `skip` innermost frames
 def creation_info() -> dict[str, int]: ...  # stacks, bytes: distinct creation stacks now remembered
+
+# --- objects ---
+
+def count_objects() -> dict[type, tuple[int, int]]:
+    """How many objects of each type the garbage collector tracks, and how many bytes they are themselves."""
