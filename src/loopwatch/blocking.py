@@ -9,14 +9,14 @@ from loopwatch.blocks import block_from_raw
 from loopwatch.errors import EventLoopBlockError
 from loopwatch.findings import CallerContext, EventLoopBlock
 from loopwatch.loops import LoopScope, open_scope
-from loopwatch.visits import Guard, Visit, check_async
+from loopwatch.visits import Guard, Visit, check_async, decorate_bare, decorated_function
 
 __all__ = ["BlockingGuard", "no_event_loop_blocking"]
 
 _SECOND = 1_000_000_000
 _SHORTEST_INTERVAL_NS = 1_000_000
 _LONGEST_S = 1e9
-_NOT_CANCELLABLE = "A blocked event loop cannot be cancelled: nothing runs on it until the blocking call returns."
+NOT_CANCELLABLE = "A blocked event loop cannot be cancelled: nothing runs on it until the blocking call returns."
 
 
 def no_event_loop_blocking(
@@ -29,7 +29,8 @@ def no_event_loop_blocking(
 ) -> "BlockingGuard":
     """Find what blocks the event loop while the guarded code runs.
 
-    Use it as ``with`` or ``async with`` inside a coroutine, or as a decorator of an async function.
+    Use it as ``with`` or ``async with`` inside a coroutine, or as a decorator of an async function, with or without
+    parentheses.
 
     action: what happens to the blocks found: "warn" (default), "log", "cancel" (which warns: a block cannot be
         cancelled), "raise", a callable that takes the list of blocks, or a sequence of several.
@@ -44,6 +45,8 @@ def no_event_loop_blocking(
     with the action "raise", EventLoopBlockError.  An exception of the guarded code is never replaced: it carries the
     findings as a note.
     """
+    if decorated_function(action):
+        return decorate_bare(no_event_loop_blocking(), action)
     return BlockingGuard(action, logger, threshold, check_interval, caller_context)
 
 
@@ -80,8 +83,7 @@ class BlockingGuard(Guard[_Visit]):
             raise TypeError(f"caller_context must be a loopwatch.CallerContext or None, got {caller_context!r}")
         self._logger = logger
         self._threshold_ns = nanoseconds("threshold", threshold)
-        interval_ns = min(nanoseconds("check_interval", check_interval), self._threshold_ns // 10)
-        self._interval_ns = max(interval_ns, _SHORTEST_INTERVAL_NS)
+        self._interval_ns = interval_ns(check_interval, self._threshold_ns)
         self._caller = caller_context
         self.blocks: list[EventLoopBlock] = []
         self.stalls: list[EventLoopBlock] = []
@@ -93,22 +95,33 @@ class BlockingGuard(Guard[_Visit]):
         return _Visit(open_scope(self._threshold_ns, self._interval_ns))
 
     def _leave(self, visit: _Visit, body: BaseException | None, site: Callable[[], Site]) -> None:
-        raw_blocks = visit.scope.close()
+        blocks, stalls = close_scope(visit.scope, self._caller)
         if visit.scope.inherited:
             return
-        self.blocks, self.stalls = [], []
-        if not raw_blocks:
-            return
-        name = repr(visit.scope.loop)
-        for raw in raw_blocks:
-            found = self.stalls if raw["stall"] else self.blocks
-            found.append(block_from_raw(raw, len(found) + 1, loop=name, caller=self._caller))
-        blocks = self.blocks
-        for stall in self.stalls:
+        self.blocks, self.stalls = blocks, stalls
+        for stall in stalls:
             (self._logger or logging.getLogger("loopwatch")).info("Not a block of the program: %s", stall)
         if blocks:
-            error = EventLoopBlockError(f"Detected {len(blocks)} event loop blocks", blocks)
-            dispatch(self._actions, Report(blocks, error, lambda: _NOT_CANCELLABLE, self._logger), site, body)
+            error = EventLoopBlockError.of(blocks)
+            dispatch(self._actions, Report(blocks, error, lambda: NOT_CANCELLABLE, self._logger), site, body)
+
+
+def close_scope(scope: LoopScope, caller: CallerContext | None) -> tuple[list[EventLoopBlock], list[EventLoopBlock]]:
+    """End a scope: the blocks found in it, and the stretches told apart from them.  A fork's child finds nothing."""
+    raw_blocks = scope.close()
+    blocks: list[EventLoopBlock] = []
+    stalls: list[EventLoopBlock] = []
+    if raw_blocks and not scope.inherited:
+        name = repr(scope.loop)
+        for raw in raw_blocks:
+            found = stalls if raw["stall"] else blocks
+            found.append(block_from_raw(raw, len(found) + 1, loop=name, caller=caller))
+    return blocks, stalls
+
+
+def interval_ns(check_interval: float, threshold_ns: int) -> int:
+    """The check interval in nanoseconds: a tenth of the threshold if that is shorter, at least a millisecond."""
+    return max(min(nanoseconds("check_interval", check_interval), threshold_ns // 10), _SHORTEST_INTERVAL_NS)
 
 
 def nanoseconds(name: str, seconds: float) -> int:

@@ -37,6 +37,7 @@ class EventLoopBlockError(LeakError):
     ``blocking_events`` holds the blocks in the order in which they began, ``block_count`` how many.  Can be pickled.
     """
 
+    what: ClassVar[str] = "event loop blocks"
     blocking_events: list["EventLoopBlock"]
     block_count: int
 
@@ -44,6 +45,13 @@ class EventLoopBlockError(LeakError):
         super().__init__(message)
         self.blocking_events = list(blocking_events)
         self.block_count = len(self.blocking_events)
+
+    @classmethod
+    def of(
+        cls, blocking_events: Sequence["EventLoopBlock"], apart: Sequence[object] = (), reason: str | None = None
+    ) -> Self:
+        """Make the error for these blocks, with the message that counts them."""
+        return cls(f"Detected {len(blocking_events)} {cls.what}", blocking_events)
 
     def get_block_summary(self) -> str:
         """Say in one line for each block how long it took (seconds), at which line and why."""

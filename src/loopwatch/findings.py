@@ -6,10 +6,12 @@
 import enum
 import os
 import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from loopwatch.printable import printable
-from loopwatch.stacks import format_stack, qualified_name, user_frame
+from loopwatch.stacks import format_stack, module_of, qualified_name, user_frame
 
 __all__ = ["CallerContext", "Cause", "EventLoopBlock", "Segment"]
 
@@ -113,6 +115,8 @@ class EventLoopBlock:
     that what remains is below the threshold: then the machine is to blame, not the program.
     """
 
+    kind: ClassVar[str] = "block"
+
     block_id: int
     duration: float
     threshold: float
@@ -167,6 +171,26 @@ class EventLoopBlock:
         if len(causes) == 1:
             return causes[0].describe(longest[causes[0]])
         return ", ".join(f"{cause.describe(longest[cause])} ({totals[cause]:.3f}s)" for cause in causes)
+
+    @property
+    def name(self) -> str:
+        return f"block-{self.block_id}"
+
+    def place(self) -> tuple[str, int, str] | None:
+        """File, line and qualified name to group it by: the culprit."""
+        return self.culprit
+
+    def labels(self) -> Mapping[str, Sequence[str]]:
+        """What a suppression can match, as ``Leak.labels`` says; a block has no creator."""
+        stack = self.blocking_stack or []
+        culprit = self.culprit
+        return {
+            "name": [self.task] if self.task else [],
+            "qualname": [self.callback] if self.callback else [],
+            "stack": [qualified_name(frame) for frame in stack],
+            "creator": [],
+            "module": [] if culprit is None else [module_of(culprit[0])],
+        }
 
     def headline(self) -> str:
         """Say in one line how long it took (seconds), at which line and why."""

@@ -34,7 +34,8 @@ class Setting:
     """One setting.
 
     name: its name in ``no_leaks(...)``, the marker and the toml file.  type: "bool", "action", "seconds",
-    "duration", "names", "path" or "ignores".  default: its value where nobody sets it; None: as each kind has it.  help: one sentence.
+    "duration", "names", "path" or "ignores".
+    default: its value where nobody sets it; None: as each kind has it.  help: one sentence.
     kind: the kind that it belongs to, None for all.  option: the name of the kind's own option that it sets (of
     ``no_leaks(KIND={option: value})``), None for the switch itself and for what belongs to no kind.
     marker_default: its value under pytest's marker where the marker does not set it; None: the default.

@@ -148,3 +148,25 @@ def user_frame(frames: Sequence[traceback.FrameSummary]) -> traceback.FrameSumma
             if not skip(frame.filename):
                 return frame
     return inside[-1] if inside else None
+
+
+@functools.lru_cache(maxsize=4096)
+def module_of(filename: str) -> str:
+    """The dotted name of the module that was loaded from a file; the file's own name where none was."""
+    for name, module in list(sys.modules.items()):
+        if getattr(module, "__file__", None) == filename:
+            return name
+    return os.path.basename(filename).removesuffix(".py")
+
+
+def making_module(creation_stack: Sequence[traceback.FrameSummary]) -> str | None:
+    """The module whose code made a thing: that of the innermost frame outside of Python's own library."""
+    for frame in reversed(creation_stack):
+        if not _is_standard(frame.filename):
+            return module_of(frame.filename)
+    return module_of(creation_stack[-1].filename) if creation_stack else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_standard(filename: str) -> bool:
+    return is_library(filename) and "/site-packages/" not in filename and "/dist-packages/" not in filename

@@ -9,6 +9,7 @@ import abc
 import asyncio
 import functools
 import inspect
+import os
 import sys
 import threading
 import weakref
@@ -32,7 +33,13 @@ class Visit:
         self._task = _reference(task)
         self.in_task = task is not None
         self.thread = threading.get_ident()
+        self._pid = os.getpid()
         self.spoiled: str | None = None
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process was forked off since: what is found belongs to the parent."""
+        return self._pid != os.getpid()
 
     def entered_by(self, task: object, thread: int) -> bool:
         return self.thread == thread and self._task() is task
@@ -232,6 +239,7 @@ def decorated_function(action: object) -> bool:
     """Whether what stands in the place of ``action`` is the function below a decorator without parentheses.
 
     An async function is never an action; a plain one is no handler where it cannot be called with a list of findings.
+    A guard then says ``return decorate_bare(no_things(), action)``.
     """
     if is_async(action):
         return True
@@ -242,6 +250,11 @@ def decorated_function(action: object) -> bool:
     except TypeError:
         return True
     return False
+
+
+def decorate_bare(guard: Guard[Any], function: Any) -> Any:
+    """What a decorator without parentheses gives, which stands where a guard would."""
+    return guard(function)
 
 
 def current_task() -> object:

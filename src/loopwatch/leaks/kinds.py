@@ -6,14 +6,15 @@ filters, suppressions, actions, errors.
 """
 
 import abc
+import asyncio
 from collections.abc import Mapping, Sequence
 from traceback import FrameSummary
 from typing import Any, ClassVar
 
-from loopwatch.errors import ScopeLeakError
-from loopwatch.stacks import qualified_name, user_frame
+from loopwatch.errors import EventLoopBlockError, ScopeLeakError
+from loopwatch.stacks import making_module, qualified_name, user_frame
 
-__all__ = ["Kind", "Leak", "Session", "module_of"]
+__all__ = ["Kind", "Leak", "Session"]
 
 
 class Leak(abc.ABC):
@@ -41,13 +42,13 @@ class Leak(abc.ABC):
     def labels(self) -> Mapping[str, Sequence[str]]:
         """What a suppression can match: "name", "qualname", "stack", "creator", "module", each a list of strings."""
         creation = self.creation_stack or []
-        place = self.place()
+        module = making_module(creation)
         return {
             "name": [self.name],
             "qualname": [],
             "stack": [],
             "creator": [qualified_name(frame) for frame in creation],
-            "module": [] if place is None else [module_of(place[0])],
+            "module": [] if module is None else [module],
         }
 
     @abc.abstractmethod
@@ -84,36 +85,23 @@ class Session(abc.ABC):
 class Kind(abc.ABC):
     """A rule.  ``name`` is its option in ``no_leaks``, such as "tasks".
 
-    A kind that ``needs_loop`` can begin only where an event loop runs.  ``error`` is raised for its leaks.
+    A kind that ``needs_loop`` can begin only where an event loop runs, and is left on that loop.  ``error`` is what is
+    raised for its leaks.
     ``grace_period`` is how many seconds a guard waits at most for its leaks to end, unless told otherwise.
-    ``refusal`` says why its leaks cannot be cancelled, where that is so.
+    ``refusal`` says why its leaks cannot be cancelled, where that is so.  Options of its own are keyword arguments of
+    its ``__init__``.
     """
 
     name: ClassVar[str]
     needs_loop: ClassVar[bool] = False
-    error: ClassVar[type[ScopeLeakError]]
+    error: ClassVar[type[ScopeLeakError] | type[EventLoopBlockError]]
     grace_period: ClassVar[float] = 0.1
     refusal: ClassVar[str] = "This cannot be cancelled."
+
+    def can_begin(self) -> bool:
+        """Whether a session can begin here: a kind that needs a loop needs a running one of asyncio."""
+        return not self.needs_loop or asyncio._get_running_loop() is not None
 
     @abc.abstractmethod
     def begin(self) -> Session:
         """Begin a session here and now; O(1)."""
-
-
-def module_of(filename: str) -> str:
-    """The dotted name of the module in a file, as far as its path tells: "aiohttp.connector"."""
-    path = filename
-    for marker in ("/site-packages/", "/dist-packages/"):
-        path = path.rpartition(marker)[2]
-    if path == filename:
-        path = _below_library(filename)
-    path = path.removesuffix(".py").removesuffix("/__init__")
-    return path.strip("/").replace("/", ".")
-
-
-def _below_library(filename: str) -> str:
-    """The part of the standard library's path that names the module; of a program's file its last part."""
-    _, found, tail = filename.rpartition("/lib/python3.")
-    if found and "/" in tail:
-        return tail.partition("/")[2]
-    return filename.rpartition("/")[2] if filename.startswith("/") else filename

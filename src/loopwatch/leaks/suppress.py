@@ -46,11 +46,11 @@ class Ignore:
         for key in given:
             check_pattern(f"Ignore({key}=...)", getattr(self, key))
 
-    def matches(self, leak: Any) -> bool:
-        """Whether it covers this finding."""
+    def matches(self, leak: Any, labels: Mapping[str, Sequence[str]] | None = None) -> bool:
+        """Whether it covers this finding, whose labels may be given where they are known already."""
         if self.kind is not None and leak.kind != self.kind:
             return False
-        labels: Mapping[str, Sequence[str]] = leak.labels()
+        labels = leak.labels() if labels is None else labels
         for key in _KEYS:
             pattern = getattr(self, key)
             if pattern is not None and not any(fits(pattern, text) for text in labels.get(key, ())):
@@ -62,8 +62,8 @@ class Ignore:
 class _ByName(Ignore):
     """A bare string or regular expression in ``ignore=``: the name, or the qualified name."""
 
-    def matches(self, leak: Any) -> bool:
-        labels = leak.labels()
+    def matches(self, leak: Any, labels: Mapping[str, Sequence[str]] | None = None) -> bool:
+        labels = leak.labels() if labels is None else labels
         assert self.name is not None
         return any(fits(self.name, text) for key in ("name", "qualname") for text in labels.get(key, ()))
 
@@ -84,8 +84,12 @@ def ignores_from(value: object) -> tuple[Ignore, ...]:
 
 
 def first_match(ignores: Iterable[Ignore], leak: Any) -> Ignore | None:
-    """The first entry that covers a finding."""
-    return next((entry for entry in ignores if entry.matches(leak)), None)
+    """The first entry that covers a finding; its labels are asked for once, and only where they matter."""
+    ignores = [entry for entry in ignores if entry.kind is None or entry.kind == leak.kind]
+    if not ignores:
+        return None
+    labels = leak.labels()
+    return next((entry for entry in ignores if entry.matches(leak, labels)), None)
 
 
 def name_filter_from(value: NameFilter) -> NameFilter:
