@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from loopwatch.pytest_plugin.plan import Layer
 
-__all__ = ["add_options", "annotations", "layers", "watches_everything"]
+__all__ = ["add_options", "annotations", "is_used", "layers", "watches_everything"]
 
 _ANNOTATIONS = "LOOPWATCH_ANNOTATIONS"
 
@@ -67,8 +67,15 @@ def watches_everything(config: "pytest.Config") -> bool:
     return bool(config.getoption("loopwatch") or config.getini("loopwatch"))
 
 
+def is_used(config: "pytest.Config") -> bool:
+    """Whether this run asks for anything of loopwatch, before any test is known."""
+    return watches_everything(config) or bool(config.getoption("loopwatch_json") or config.getoption("loopwatch_baseline"))
+
+
 def layers(config: "pytest.Config") -> "list[Layer]":
-    """What the command line and the ini file say, nearest first.  Raises SettingError."""
+    """What the command line, the ini file and loopwatch's own file say, nearest first.  Raises SettingError."""
+    from loopwatch.leaks.config import configured
+
     command_line: dict[str, Any] = {}
     ini: dict[str, Any] = {}
     file = str(config.inipath) if config.inipath is not None else "the ini file"
@@ -79,7 +86,7 @@ def layers(config: "pytest.Config") -> "list[Layer]":
         written = config.getini(entry.ini)
         if written not in (None, "", []):
             ini[name] = entry.parse(written, f"{file}, {entry.ini}", text=True)
-    return [command_line, ini]
+    return [command_line, ini, configured(config.rootpath).values]
 
 
 def annotations(config: "pytest.Config", environment: "dict[str, str]") -> bool:

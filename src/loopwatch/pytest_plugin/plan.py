@@ -5,42 +5,24 @@ marker does; a test that only ``--loopwatch`` puts under guard warns.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from loopwatch.actions import Handler, LeakAction, parse_action
-from loopwatch.blocking import nanoseconds
+from loopwatch.actions import Action
+from loopwatch.leaks.everything import rules_from_settings
 from loopwatch.leaks.guard import Rule
-from loopwatch.settings import KINDS, SETTINGS, SettingError, setting
+from loopwatch.settings import KINDS, SETTINGS, Setting, SettingError, setting
 
-__all__ = ["BlockRule", "Layer", "Plan", "Planner", "marker_layer"]
+__all__ = ["Layer", "Plan", "Planner", "marker_layer"]
 
 Layer = Mapping[str, Any]
 """Settings by name, parsed, from one place: a marker, the command line, a file."""
 
 _EVERYTHING = "all"
 _NOTHING = "none"
-_SHORTEST_INTERVAL_NS = 1_000_000
 
 
-@dataclass(frozen=True)
-class BlockRule:
-    """The rule for blocks of the event loop."""
-
-    actions: tuple[LeakAction | Handler, ...]
-    threshold_ns: int
-    interval_ns: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to look for in a test and in the fixtures that it is the first to use."""
-
-    rules: tuple[Rule, ...]
-    blocking: BlockRule | None
-
-    def __bool__(self) -> bool:
-        return bool(self.rules) or self.blocking is not None
+Plan = tuple[Rule, ...]
+"""What to look for, with what to do about it."""
 
 
 def marker_layer(args: Sequence[Any], kwargs: Mapping[str, Any], where: str) -> Layer:
@@ -86,43 +68,27 @@ class Planner:
         return self._unmarked
 
     def _make(self, layers: Sequence[Layer], *, marked: bool) -> Plan:
-        values = _Values(layers, marked)
-        names = [name for name in KINDS if values[name]]
-        blocking = None
-        if "blocking" in names:
-            names.remove("blocking")
-            threshold = nanoseconds("blocking_threshold", values["blocking_threshold"])
-            interval = min(nanoseconds("blocking_check_interval", values["blocking_check_interval"]), threshold // 10)
-            blocking = BlockRule(values.actions("blocking"), threshold, max(interval, _SHORTEST_INTERVAL_NS))
-        return Plan(tuple(rule for name in names for rule in _rules(name, values)), blocking)
+        values = {
+            name: next((layer[name] for layer in layers if layer.get(name) is not None), _default(entry, marked))
+            for name, entry in SETTINGS.items()
+        }
+        for entry in SETTINGS.values():
+            if entry.option == "action":
+                values[entry.name] = _action(entry.name, layers, values["action"])
+        values["ignore"] = tuple(ignore for layer in layers for ignore in layer.get("ignore", ()))
+        values["baseline"] = None  # one for the whole run, not one for each scope
+        return rules_from_settings(values)
 
 
-class _Values:
-    """The value of each setting: what the nearest layer says, else the default."""
-
-    def __init__(self, layers: Sequence[Layer], marked: bool) -> None:
-        self._layers = layers
-        self._marked = marked
-
-    def __getitem__(self, name: str) -> Any:
-        for layer in self._layers:
-            if name in layer:
-                return layer[name]
-        described = SETTINGS[name]
-        if self._marked and described.marker_default is not None:
-            return described.marker_default
-        return described.default
-
-    def actions(self, kind: str) -> tuple[LeakAction | Handler, ...]:
-        """The actions for a kind.  Within a layer its own setting is nearer than the one for all kinds."""
-        own = next(entry.name for entry in SETTINGS.values() if entry.kind == kind and entry.option == "action")
-        for layer in self._layers:
-            for name in (own, "action"):
-                if layer.get(name) is not None:
-                    return parse_action(layer[name])
-        return parse_action(self["action"])
+def _default(entry: Setting, marked: bool) -> Any:
+    return entry.marker_default if marked and entry.marker_default is not None else entry.default
 
 
-def _rules(name: str, values: _Values) -> Sequence[Rule]:
-    """The rule for a kind, with its options."""
-    return ()
+def _action(own: str, layers: Sequence[Layer], otherwise: Action) -> Action:
+    """The action of a kind: within a layer its own is nearer than the one for all kinds."""
+    for layer in layers:
+        for name in (own, "action"):
+            if layer.get(name) is not None:
+                action: Action = layer[name]
+                return action
+    return otherwise

@@ -18,11 +18,12 @@ Record = dict[str, Any]
 _TEXT = 20_000
 
 
-def record(finding: Any, found: Found, owner: Owner, *, raised: bool, failed: bool) -> Record:
-    """One finding as plain data.  ``raised``: it makes the test fail; ``failed``: its test failed anyway."""
+def record(finding: Any, found: Found, owner: Owner, *, known: bool, raised: bool, failed: bool) -> Record:
+    """One finding as plain data.  ``known``: it is in the baseline; ``raised``: it makes the test fail; ``failed``: its
+    test failed anyway."""
     block = isinstance(finding, EventLoopBlock)
     stack = finding.blocking_stack if block else finding.creation_stack
-    place = _culprit(finding) if block else finding.place()
+    place = finding.place()
     return {
         "kind": "block" if block else finding.kind,
         "name": finding.task or "" if block else finding.name,
@@ -33,16 +34,13 @@ def record(finding: Any, found: Found, owner: Owner, *, raised: bool, failed: bo
         "test": owner.test,
         "fixture": owner.fixture,
         "fixture_scope": owner.scope,
+        "known": known,
         "raised": raised,
         "failed": failed,
         "reason": found.reason,
         "cancelled": found.cancelled,
         "stack": None if stack is None else [_frame(frame) for frame in stack],
     }
-
-
-def _culprit(block: EventLoopBlock) -> tuple[str, int, str] | None:
-    return block.culprit or block.innermost
 
 
 def _place(place: Sequence[Any] | None) -> dict[str, Any] | None:

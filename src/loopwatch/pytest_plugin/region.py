@@ -16,13 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loopwatch.actions import LeakAction
-from loopwatch.blocks import block_from_raw
-from loopwatch.errors import EventLoopBlockError, LeakError
-from loopwatch.findings import CallerContext, EventLoopBlock
+from loopwatch.errors import LeakError
 from loopwatch.leaks.guard import Rule
-from loopwatch.leaks.kinds import Leak, Session
-from loopwatch.loops import LoopScope, open_scope, running_loop
-from loopwatch.pytest_plugin.plan import BlockRule, Plan
+from loopwatch.leaks.kinds import Session
+from loopwatch.loops import running_loop
 
 __all__ = ["Claims", "Found", "Owner", "Region"]
 
@@ -31,6 +28,7 @@ _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.02
 _CANCEL_WAIT = 1.0
 _TURNS = 3
+_BLOCKING = "blocking"
 _IDENTITIES = ("task_id", "ident", "native_id", "pid", "fd", "descriptor", "object_id", "loop_id", "executor_id")
 
 
@@ -48,14 +46,12 @@ class Owner:
 class Found:
     """What one rule found in a region.  ``cancelled`` is what became of it where the action is "cancel"."""
 
-    rule: Rule | BlockRule
+    rule: Rule
     findings: list[Any]
     reason: str | None = None
     cancelled: str | None = None
 
     def error(self) -> LeakError:
-        if isinstance(self.rule, BlockRule):
-            return EventLoopBlockError(f"Detected {len(self.findings)} event loop blocks", self.findings)
         return self.rule.kind.error.of(self.findings, (), self.reason)
 
 
@@ -63,7 +59,7 @@ class Found:
 class _Watched:
     rule: Rule
     session: Session
-    found: list[Leak] = field(default_factory=list)
+    found: list[Any] = field(default_factory=list)
     own: set[object] | None = None
     reason: str | None = None
     cancelled: str | None = None
@@ -75,53 +71,28 @@ Claims = dict[object, "Region"]
 class Region:
     """See above.  ``claims`` is shared by all regions of a run: what one of them owns, no other reports."""
 
-    def __init__(self, owner: Owner, plan: Plan, claims: Claims, caller: CallerContext | None = None) -> None:
+    def __init__(self, owner: Owner, rules: Sequence[Rule], claims: Claims) -> None:
         self.owner = owner
-        self.plan = plan
+        self.rules = rules
         self.troubles: list[str] = []
         self.loop: Any = None
         self._claims = claims
-        self._caller = caller
         self._watched: list[_Watched] = []
-        self._scope: LoopScope | None = None
-        self._blocks: list[EventLoopBlock] = []
 
     def begin(self) -> None:
         """Begin here and now every session that can begin here."""
-        loop = running_loop()
-        self.loop = loop
-        on_asyncio = isinstance(loop, asyncio.AbstractEventLoop)
-        for rule in self.plan.rules:
-            if rule.kind.needs_loop and not on_asyncio:
-                continue
+        self.loop = running_loop()
+        for rule in self.rules:
             try:
-                self._watched.append(_Watched(rule, rule.kind.begin()))
+                if rule.kind.can_begin():
+                    self._watched.append(_Watched(rule, rule.kind.begin()))
             except Exception as error:
                 self.troubles.append(f"{rule.kind.name} could not be watched: {error!r}")
-        self.watch_blocks()
-
-    def watch_blocks(self) -> None:
-        """Watch the loop that runs here for blocks, until ``close_blocks``."""
-        rule = self.plan.blocking
-        if rule is None or self._scope is not None or running_loop() is None:
-            return
-        try:
-            self._scope = open_scope(rule.threshold_ns, rule.interval_ns)
-        except Exception as error:
-            self.troubles.append(f"blocking could not be watched: {error!r}")
-
-    def close_blocks(self) -> None:
-        scope, self._scope = self._scope, None
-        if scope is None:
-            return
-        name = repr(scope.loop)
-        for raw in scope.close():
-            if not raw["stall"] and not scope.inherited:
-                self._blocks.append(block_from_raw(raw, len(self._blocks) + 1, loop=name, caller=self._caller))
 
     @property
-    def clean(self) -> bool:
-        return not self._blocks and not self.leftover
+    def undecided(self) -> bool:
+        """Whether something is left that may still be cleaned up: a block cannot."""
+        return any(each.found and each.rule.kind.name != _BLOCKING for each in self._watched)
 
     @property
     def leftover(self) -> bool:
@@ -134,7 +105,7 @@ class Region:
 
     def look(self) -> None:
         """See what is left now."""
-        for watched in self._watched:
+        for watched in reversed(self._watched):
             self._look_at(watched)
 
     def _look_at(self, watched: _Watched) -> None:
@@ -151,7 +122,7 @@ class Region:
             leaks = [leak for leak in leaks if self._is_mine(watched, leak) and watched.rule.selects(leak)]
         watched.found = leaks
 
-    def _is_mine(self, watched: _Watched, leak: Leak) -> bool:
+    def _is_mine(self, watched: _Watched, leak: Any) -> bool:
         key = identity(leak)
         if watched.own is not None:
             return key in watched.own
@@ -196,7 +167,7 @@ class Region:
         waited, pause = 0.0, 0.0
         while True:
             still = []
-            for each in waiting:
+            for each in reversed(waiting):  # blocking, the last to begin, closes first
                 self._look_at(each)
                 grace = each.rule.grace_period if longest is None else min(longest, each.rule.grace_period)
                 if each.found and waited < grace:
@@ -235,7 +206,7 @@ class Region:
     def _to_cancel(self) -> list[_Watched]:
         return [each for each in self._watched if each.found and LeakAction.CANCEL in each.rule.actions]
 
-    def _ask_to_end(self) -> list[tuple[_Watched, list[Leak]]]:
+    def _ask_to_end(self) -> list[tuple[_Watched, list[Any]]]:
         asked = []
         for each in self._to_cancel():
             before = list(each.found)
@@ -246,7 +217,7 @@ class Region:
                 asked.append((each, before))
         return asked
 
-    def _tell_survivors(self, asked: Iterable[tuple[_Watched, list[Leak]]]) -> None:
+    def _tell_survivors(self, asked: Iterable[tuple[_Watched, list[Any]]]) -> None:
         for each, before in asked:
             left = [leak.headline() for leak in each.found]
             each.cancelled = f"Cancelled, but {len(left)} did not end: {'; '.join(left)}" if left else "Cancelled."
@@ -257,15 +228,12 @@ class Region:
         found = [
             Found(each.rule, list(each.found), each.reason, each.cancelled) for each in self._watched if each.found
         ]
-        if self._blocks and self.plan.blocking is not None:
-            found.append(Found(self.plan.blocking, list(self._blocks)))
         self.end()
         return found
 
     def end(self) -> None:
         """Let go of everything."""
-        self.close_blocks()
-        watched, self._watched, self._blocks = self._watched, [], []
+        watched, self._watched = self._watched, []
         for each in reversed(watched):
             try:
                 each.session.end()
