@@ -42,6 +42,7 @@ typedef struct {
     size_t ts_interp, ts_native_id, ts_next;
     size_t fr_previous, fr_code, fr_instr, fr_owner, fr_locals, fr_size;
     int fr_first_foreign_owner; /* owners from this one on are not Python code */
+    size_t gen_frame, gen_state; /* in generators, coroutines, async generators: their own frame, and its state */
     size_t co_filename, co_qualname, co_linetable, co_firstlineno, co_code, co_size;
     size_t in_threads, in_gc_collecting;
     size_t in_gil;            /* interp: pointer to the GIL; unused when gil_fixed */
@@ -92,6 +93,8 @@ lw_compat_layout(lw_layout *l)
     l->fr_owner = offsetof(_PyInterpreterFrame, owner);
     l->fr_locals = offsetof(_PyInterpreterFrame, localsplus);
     l->fr_first_foreign_owner = 3;
+    l->gen_frame = offsetof(PyGenObject, gi_iframe);
+    l->gen_state = offsetof(PyGenObject, gi_frame_state);
     l->co_filename = offsetof(PyCodeObject, co_filename);
     l->co_qualname = offsetof(PyCodeObject, co_qualname);
     l->co_linetable = offsetof(PyCodeObject, co_linetable);
@@ -127,6 +130,13 @@ lw_compat_layout(lw_layout *l)
     l->fr_owner = d->interpreter_frame.owner;
     l->fr_locals = d->interpreter_frame.localsplus;
     l->fr_first_foreign_owner = 3;
+#if PY_VERSION_HEX < 0x030E0000 /* in the table from 3.14 on */
+    l->gen_frame = offsetof(PyGenObject, gi_iframe);
+    l->gen_state = offsetof(PyGenObject, gi_frame_state);
+#else
+    l->gen_frame = d->gen_object.gi_iframe;
+    l->gen_state = d->gen_object.gi_frame_state;
+#endif
     l->co_filename = d->code_object.filename;
     l->co_qualname = d->code_object.qualname;
     l->co_linetable = d->code_object.linetable;
@@ -154,6 +164,74 @@ lw_untag(uintptr_t slot)
     return slot & ~(uintptr_t)7;
 }
 
+/* Does a slot own a reference?  3.14 and later mark the ones that do not in
+ * the lowest bit. */
+static inline int
+lw_slot_owns(uintptr_t slot)
+{
+#if PY_VERSION_HEX < 0x030E0000
+    return slot != 0;
+#else
+    return (slot & ~(uintptr_t)7) != 0 && (slot & 1) == 0;
+#endif
+}
+
+/* Can a suspended frame's value stack hold references it does not own, beside
+ * the local variable that does?  (LOAD_FAST_BORROW: 3.14 and later.) */
+static inline int
+lw_frames_borrow(void)
+{
+    return PY_VERSION_HEX >= 0x030E0000;
+}
+
+/* A type's attribute as its own dictionaries hold it: borrowed, NULL without
+ * exception.  (tp_dict of the interpreter's own types is NULL from 3.12 on.) */
+static inline PyObject *
+lw_type_lookup(PyTypeObject *type, const char *name)
+{
+    PyObject *key = PyUnicode_InternFromString(name), *found = key ? _PyType_Lookup(type, key) : NULL;
+    Py_XDECREF(key);
+    PyErr_Clear();
+    return found;
+}
+
+/* A frame object's variable: a new reference, or NULL with an exception; before
+ * 3.12 only f_locals could tell, which changes the frame, so it is not known. */
+static inline PyObject *
+lw_frame_variable(PyObject *frame, PyObject *name)
+{
+#if PY_VERSION_HEX < 0x030C0000
+    return NULL;
+#else
+    return PyFrame_GetVar((PyFrameObject *)frame, name);
+#endif
+}
+
+/* Is a generator's frame, in that state, started and waiting?  3.15 numbered
+ * the states anew. */
+static inline int
+lw_gen_suspended(signed char state)
+{
+#if PY_VERSION_HEX < 0x030D0000
+    return state == -1;
+#elif PY_VERSION_HEX < 0x030F0000
+    return state == -2 || state == -1;
+#else
+    return state >= 1 && state <= 3;
+#endif
+}
+
+/* Does it run now? */
+static inline int
+lw_gen_running(signed char state)
+{
+#if PY_VERSION_HEX < 0x030F0000
+    return state == 0;
+#else
+    return state == 4;
+#endif
+}
+
 /* Where an exact int keeps its digits, for one of a single digit; -1 if it has
  * more (or is negative).  3.12 moved the sign into a tag of three low bits. */
 static inline long
@@ -168,6 +246,21 @@ lw_small_int(const PyLongObject *copy)
         return 0;
     }
     return (tag & 3) == 0 && (tag >> 3) == 1 ? (long)copy->long_value.ob_digit[0] : -1;
+#endif
+}
+
+/* Whether a thread was begun by the _thread module: 1 yes, 0 no (C code that
+ * called PyGILState_Ensure, or an embedder), -1 not told.  The state says who
+ * made it since 3.13; the numbers are WHENCE_THREADING and, since 3.15,
+ * WHENCE_THREADING_DAEMON. */
+static inline int
+lw_begun_by_python(const PyThreadState *ts)
+{
+#if PY_VERSION_HEX < 0x030D0000
+    (void)ts;
+    return -1;
+#else
+    return ts->_whence == 3 || ts->_whence == 6;
 #endif
 }
 

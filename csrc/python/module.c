@@ -9,8 +9,10 @@
 
 #include "../core/saferead.h"
 #include "creation.h"
+#include "awaits.h"
 #include "layout.h"
 #include "objects.h"
+#include "threads.h"
 
 static PyObject *
 set_hang_report(PyObject *Py_UNUSED(module), PyObject *args)
@@ -179,6 +181,10 @@ core_exec(PyObject *module)
         if (concepts[i](module) < 0) {
             return -1;
         }
+    if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0
+        || lw_creation_init(module) < 0 || lw_awaits_init(module) < 0) {
+        || lw_creation_init(module) < 0 || lw_threads_init(module) < 0) {
+        return -1;
     }
     causes = PyTuple_New(LW_CAUSES);
     for (int i = 0; causes != NULL && i < LW_CAUSES; i++) {

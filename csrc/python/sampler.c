@@ -6,7 +6,7 @@
 #include "../core/clock.h"
 #include "../core/procfs.h"
 #include "../core/saferead.h"
-#include "../core/sysname.h"
+#include "doing.h"
 #include "layout.h"
 #include "taskname.h"
 
@@ -90,53 +90,33 @@ has_no_cpu(lw_sampler *s, int tid, uint64_t now)
 static void
 weigh(lw_sampler *s, uintptr_t tstate, int tid, uint64_t now, evidence *ev)
 {
-    lw_syscall sys = {0};
-    uintptr_t interp = 0, gil = lw_lay.gil_fixed, holder = 0;
-    int locked = 0, collecting = 0;
+    lw_doing now_does;
 
     ev->cause = LW_UNKNOWN;
     ev->syscall = -1;
     ev->holder = 0;
     ev->running = 0;
-    if (lw_read_syscall(tid, &sys) < 0) {
-        return;
-    }
-    if (lw_layout_ok() && lw_read_ptr(tstate + lw_lay.ts_interp, &interp) == 0) {
-        if (gil == 0) {
-            (void)lw_read_ptr(interp + lw_lay.in_gil, &gil);
-        }
-        if (gil != 0
-            && (lw_read_ptr(gil + lw_lay.gil_holder, &holder) < 0
-                || lw_mem_read((const void *)(gil + lw_lay.gil_locked), &locked, sizeof(locked)) < 0)) {
-            locked = 0;
-        }
-        if (lw_mem_read((const void *)(interp + lw_lay.in_gc_collecting), &collecting, sizeof(collecting)) < 0) {
-            collecting = 0;
-        }
-    }
-    switch (sys.state) {
-    case LW_SYS_IN_CALL:
-        if (!lw_syscall_is_futex(sys.nr)) {
-            ev->cause = LW_SYSCALL;
-            ev->syscall = sys.nr;
-        }
-        else if (gil != 0 && sys.args[0] >= gil && sys.args[0] < gil + lw_lay.gil_size) {
-            ev->cause = LW_GIL;
-            ev->holder = locked && holder != tstate ? holder : 0;
-        }
-        else {
-            ev->cause = LW_LOCK;
-            ev->syscall = sys.nr;
-        }
+    lw_doing_read(tstate, tid, &now_does);
+    switch (now_does.state) {
+    case LW_DOES_CALL:
+        ev->cause = LW_SYSCALL;
+        ev->syscall = now_does.syscall;
         break;
-    case LW_SYS_RUNNING:
-    case LW_SYS_BLOCKED_NO_CALL: /* a page fault */
+    case LW_DOES_LOCK:
+        ev->cause = LW_LOCK;
+        ev->syscall = now_does.syscall;
+        break;
+    case LW_DOES_GIL:
+        ev->cause = LW_GIL;
+        ev->holder = now_does.holder;
+        break;
+    case LW_DOES_RUN:
         if (has_no_cpu(s, tid, now)) {
             ev->cause = LW_STARVED;
             break;
         }
         ev->running = 1;
-        ev->cause = collecting == 1 && locked == 1 && holder == tstate ? LW_GC : LW_C_CALL;
+        ev->cause = now_does.collecting ? LW_GC : LW_C_CALL;
         break;
     default:
         break;

@@ -72,6 +72,12 @@ let_others(void)
     }
 }
 
+int
+lw_watchdog_tid(void)
+{
+    return atomic_load(&wd_tid);
+}
+
 /* The descriptor hang reports go to, or -1 when it is another file by now. */
 static int
 hang_target(void)

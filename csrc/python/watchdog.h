@@ -57,6 +57,7 @@ void lw_lock(void);
 void lw_unlock(void);
 void lw_account_gap(lw_watch *w, uint64_t now); /* locked: has the process been stopped until just now? */
 int lw_watchdog_after_fork(void);
+int lw_watchdog_tid(void);              /* its native id, 0 while it does not run */
 void lw_watchdog_hang(uint64_t after_ns, int fd);
 void lw_watchdog_stress(uintptr_t tstate, int tid, uint64_t interval);
 void lw_watchdog_set_drain(int (*drain)(void *)); /* given to Py_AddPendingCall for generic watches */

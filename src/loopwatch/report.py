@@ -5,13 +5,14 @@ import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
-from loopwatch.findings import EventLoopBlock
+from loopwatch.findings import EventLoopBlock, Segment
 from loopwatch.printable import printable
-from loopwatch.stacks import format_stack, is_library, is_runner
+from loopwatch.stacks import format_stack, is_library, is_runner, qualified_name, user_frame
 from loopwatch.summary import Place, Summary
 
 SHOWN_FRAMES = 3
 SHOWN_GROUPS = 20
+SHOWN_OTHERS = 5
 
 Paint = Callable[[str, str], str]
 _CODES = {"bad": "1;31", "place": "1", "dim": "2"}
@@ -84,8 +85,11 @@ def short_place(place: Place | None) -> str:
     return printable(f"{short_path(filename)}:{line} in {name}")
 
 
-def block_text(block: EventLoopBlock, paint: Paint = plain) -> str:
-    """Format one block for a person at a terminal: what, where, why, and the lines that led there."""
+def block_text(block: EventLoopBlock, paint: Paint = plain, process: int | None = None) -> str:
+    """Format one block for a person at a terminal: what, where, why, and the lines that led there.
+
+    ``process`` is the id of the process, where it is not the one that was started.
+    """
     who = []
     if block.task:
         who.append(f"task {block.task!r}")
@@ -93,11 +97,14 @@ def block_text(block: EventLoopBlock, paint: Paint = plain) -> str:
         who.append(f"callback {block.callback!r}")
     if block.thread_name:
         who.append(f"thread {block.thread_name!r}")
+    if process is not None:
+        who.append(f"process {process}")
     head = paint("bad", f"BLOCK {block.duration:.3f}s") + "  " + paint("place", short_place(block.culprit))
     lines = [f"{head}  cause: {block.why}" + (f"  [{', '.join(who)}]" if who else "")]
     if block.scattered and block.heaviest is not None:
         name, seconds = block.heaviest
         lines.append(f"  {block.callbacks} callbacks in one iteration, heaviest {name!r} ({seconds:.3f}s)")
+    lines += [f"  also {seconds:.3f}s  {short_place(place)}: {why}" for place, seconds, why in other_places(block)]
     if block.blocking_stack:
         lines.append(format_stack(shown_frames(block.blocking_stack)).rstrip("\n"))
     else:
@@ -106,6 +113,26 @@ def block_text(block: EventLoopBlock, paint: Paint = plain) -> str:
         lines.append(f"  Thread {block.holder_thread!r} held the GIL at:")
         lines.append(format_stack(shown_frames(block.holder_stack)).rstrip("\n"))
     return "\n".join(lines) + "\n"
+
+
+def other_places(block: EventLoopBlock) -> list[tuple[Place, float, str]]:
+    """Other functions that had a tenth of the block or more, the most time first: line, seconds and cause."""
+    found: dict[tuple[str, str], list[Segment]] = {}
+    for segment in block.segments:
+        frame = user_frame(segment.stack)
+        if frame is not None:
+            found.setdefault((frame.filename, qualified_name(frame)), []).append(segment)
+    own = user_frame(block.blocking_stack or ())
+    if own is not None:
+        found.pop((own.filename, qualified_name(own)), None)
+    others = []
+    for (filename, name), segments in found.items():
+        seconds = sum(segment.duration for segment in segments)
+        longest = max(segments, key=lambda segment: segment.duration)
+        frame = user_frame(longest.stack)
+        if frame is not None and seconds >= block.duration / 10:
+            others.append(((filename, frame.lineno or 0, name), seconds, longest.detail))
+    return sorted(others, key=lambda other: -other[1])[:SHOWN_OTHERS]
 
 
 def shown_frames(stack: Sequence[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
@@ -119,14 +146,18 @@ def shown_frames(stack: Sequence[traceback.FrameSummary]) -> list[traceback.Fram
     return shown
 
 
-def summary_text(summary: Summary, paint: Paint = plain) -> str:
-    """Format the table at exit: one line for each line to fix, the most time first."""
+def summary_text(summary: Summary, paint: Paint = plain, process: int | None = None) -> str:
+    """Format the table at exit: one line for each line to fix, the most time first.
+
+    ``process`` is the id of the process, where it is not the one that was started.
+    """
+    name = "loopwatch" if process is None else f"loopwatch: process {process}"
     length = f"{summary.threshold:.3f}s or longer"
     if summary.count:
         number = "1 block" if summary.count == 1 else f"{summary.count} blocks"
-        head = paint("bad", f"loopwatch: {number} of {length}")
+        head = paint("bad", f"{name}: {number} of {length}")
     else:
-        head = f"loopwatch: no block of {length}"
+        head = f"{name}: no block of {length}"
     lines = [f"{head} in {summary.elapsed:.1f}s; {_loops_text(summary)}"]
     if summary.count:
         lines.append(paint("dim", f"{'count':>7}  {'total':>9}  {'longest':>9}  where, and why"))

@@ -58,6 +58,7 @@ class Visit:
 
 
 V = TypeVar("V", bound=Visit)
+_G = TypeVar("_G", bound="Guard[Any]")
 
 
 class Guard(abc.ABC, Generic[V]):
@@ -252,9 +253,10 @@ def decorated_function(action: object) -> bool:
     return False
 
 
-def decorate_bare(guard: Guard[Any], function: Any) -> Any:
-    """What a decorator without parentheses gives, which stands where a guard would."""
-    return guard(function)
+def decorate_bare(guard: _G, function: Any) -> _G:
+    """What a decorator without parentheses gives: the guarded function, which stands where a guard would."""
+    decorated: Any = guard(function)
+    return decorated  # type: ignore[no-any-return]
 
 
 def current_task() -> object:

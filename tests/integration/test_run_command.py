@@ -1,6 +1,7 @@
 """``loopwatch run`` as a user meets it: what it prints, what it writes, and how it ends."""
 
 import json
+import signal
 import subprocess
 import sys
 import textwrap
@@ -59,3 +60,51 @@ def test_stacks_in_json_begin_with_the_program(tmp_path: Path) -> None:
         for stack in (block["stack"], *(segment["stack"] for segment in block["segments"])):
             assert Path(stack[0]["file"]).resolve() == (tmp_path / "app.py").resolve()
             assert stack[0]["name"] == "<module>"
+
+
+def test_code_runs_as_python_runs_it() -> None:
+    source = "import sys\nprint(sys.argv, repr(sys.path[0]), sorted((k, str(v)) for k, v in globals().items()))"
+    bare = subprocess.run([sys.executable, "-c", source, "a"], capture_output=True, text=True, timeout=60, check=True)
+    done = loopwatch_run("--quiet", "-c", source, "a")
+    assert (done.stdout, done.stderr, done.returncode) == (bare.stdout, "", 0)
+    failed = loopwatch_run("--quiet", "-c", "def f():\n    1 / 0\nf()")
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[1].startswith('  File "<string>", line 3, in <module>')
+
+
+def test_a_program_that_ends_itself_by_a_signal_leaves_its_report(tmp_path: Path) -> None:
+    app = write(tmp_path / "app.py", BLOCK + "\nimport signal\nmain()\nsignal.raise_signal(signal.SIGTERM)\n")
+    done = loopwatch_run("--threshold", 0.05, "--json", tmp_path / "out.json", app)
+    assert done.returncode == -signal.SIGTERM
+    assert "loopwatch: 1 block of 0.050s or longer" in done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["block_count"] == 1
+
+
+def test_a_raised_signal_that_is_handled_ends_nothing(tmp_path: Path) -> None:
+    handler = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: None)\nsignal.raise_signal(signal.SIGTERM)\n"
+    app = write(tmp_path / "app.py", handler + BLOCK + "\nmain()\n")
+    done = loopwatch_run("--threshold", 0.05, app)
+    assert done.returncode == 0
+    assert done.stderr.count("loopwatch: 1 block of 0.050s or longer") == 1
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_children_of_multiprocessing_report_or_are_told_of(method: str, tmp_path: Path) -> None:
+    end = """
+if __name__ == "__main__":
+    import multiprocessing
+    child = multiprocessing.get_context(METHOD).Process(target=main)
+    child.start()
+    child.join()
+    print(child.pid)
+"""
+    app = write(tmp_path / "app.py", BLOCK + end.replace("METHOD", repr(method)))
+    done = loopwatch_run("--threshold", 0.05, app)
+    assert done.returncode == 0, done.stderr
+    child = done.stdout.strip()
+    if method == "fork":
+        assert f"process {child}]" in done.stderr
+        assert f"loopwatch: process {child}: 1 block of 0.050s or longer" in done.stderr
+        assert "NOT WATCHED" not in done.stderr
+    else:
+        assert "NOT WATCHED: processes that multiprocessing started afresh" in done.stderr

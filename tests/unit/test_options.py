@@ -29,6 +29,12 @@ def test_the_program_and_what_is_its_own(line: str, program: str, is_module: boo
     assert (options.program, options.is_module, options.arguments) == (program, is_module, arguments)
 
 
+@pytest.mark.parametrize("argv", [["-c", "print(1)", "-x"], ["-cprint(1)", "-x"]])
+def test_code_is_a_program(argv: list[str]) -> None:
+    options = parse_run_options(["--quiet", *argv])
+    assert (options.program, options.is_code, options.arguments) == ("print(1)", True, ("-x",))
+
+
 def test_defaults() -> None:
     options = parse_run_options(["app.py"])
     assert (options.threshold, options.hang_after, options.json) == (0.2, 10.0, None)
@@ -56,13 +62,19 @@ def test_the_json_file_is_found_again_after_a_chdir() -> None:
         ("", "name the program to run"),
         ("--quiet", "name the program to run"),
         ("-m", "-m needs the name of a module"),
+        ("-c", "-c needs code"),
+        ("-W error app.py", "write `python -W ... -m loopwatch run ...`"),
+        ("-Xdev app.py", "write `python -X ... -m loopwatch run ...`"),
         ("--threshold 0 app.py", "seconds above 0"),
         ("--threshold -1 app.py", "seconds above 0"),
         ("--threshold nan app.py", "finite"),
         ("--threshold inf app.py", "finite"),
         ("--threshold fast app.py", "number of seconds"),
         ("--hang-after -1 app.py", "or 0 for never"),
-        ("--treshold 1 app.py", "--treshold"),
+        (
+            "--treshold 1 app.py",
+            "no such option: --treshold; did you mean --threshold? There are --help, --thre",
+        ),
         ("--thresh 1 app.py", "--thresh"),
         ("--json /no/such/folder/x.json app.py", "mkdir -p /no/such/folder"),
         ("--json / app.py", "is a folder"),

@@ -44,6 +44,17 @@ def test_the_innermost_library_frame_is_shown_below_the_own_ones(raw: Any) -> No
     assert lines[-1].strip() == f'File "{LIBRARY}", line 7, in get'
 
 
+def test_other_functions_of_a_block_are_named_too(raw: Any) -> None:
+    parts = [raw.segment(("/srv/app.py", "loop", line), ms=200, cause="python") for line in (1, 2, 3)] + [
+        raw.segment(("/srv/app.py", "pay", 9), ms=100, cause="syscall", syscall="fsync")
+    ]
+    parts.append(raw.segment(("/srv/app.py", "quick", 11), ms=20))
+    lines = block_text(block_from_raw(raw.block(*parts), 1), process=7).splitlines()
+    assert lines[0].endswith("[process 7]")
+    assert lines[1] == "  also 0.100s  /srv/app.py:9 in pay: system call fsync"
+    assert lines[2].startswith("  File ")
+
+
 def test_a_block_without_a_stack_says_why(raw: Any) -> None:
     assert "No stack: " in block_text(block_from_raw(raw.block(ms=300), 1))
 

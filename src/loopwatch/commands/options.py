@@ -4,6 +4,7 @@ All that follows the program belongs to the program, so the line is cut there be
 """
 
 import argparse
+import difflib
 import math
 import os
 from collections.abc import Sequence
@@ -15,14 +16,15 @@ from loopwatch.summary import Patterns
 EXIT_BLOCKED = 86
 
 _TAKE_VALUE = {"--threshold", "--hang-after", "--json", "--include", "--exclude"}
-_USAGE = "loopwatch run [options] SCRIPT [ARG ...]\n       loopwatch run [options] -m MODULE [ARG ...]"
+_USAGE = "\n       ".join(f"loopwatch run [options] {what} [ARG ...]" for what in ("SCRIPT", "-m MODULE", "-c CODE"))
+_PYTHON_OPTIONS = "bBdEiIOPqsSuvWxX"
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """What ``loopwatch run`` was asked to do.  ``threshold`` and ``hang_after`` are seconds; 0 switches the latter off.
 
-    ``program`` is the script, or with ``is_module`` the module; ``arguments`` are the program's own.
+    ``program`` is the script, with ``is_module`` the module, with ``is_code`` the code; ``arguments`` are its own.
     """
 
     program: str
@@ -34,23 +36,28 @@ class RunOptions:
     fail_on_block: bool = False
     patterns: Patterns = field(default_factory=Patterns)
     quiet: bool = False
+    is_code: bool = False
 
 
 def parse_run_options(argv: Sequence[str]) -> RunOptions:
     """Parse the arguments that follow ``loopwatch run``.  A mistake ends the process with exit code 2."""
     parser = _parser()
-    ours, module, rest = _cut(argv)
-    found = parser.parse_args(ours)
-    if module is None and not rest:
-        parser.error("name the program to run: a script (app.py), or -m and a module (-m pytest)")
-    if module == "":
-        parser.error("-m needs the name of a module, as in `loopwatch run -m pytest`")
+    ours, switch, rest = _cut(argv)
+    found, unknown = parser.parse_known_args(ours)
+    if unknown:
+        parser.error(_unknown_option(parser, unknown[0]))
+    if not rest and switch:
+        example = {"-m": "the name of a module, as in -m pytest", "-c": "code, as in -c 'import app; app.main()'"}
+        parser.error(f"{switch} needs {example[switch]}")
+    if not rest:
+        parser.error("name the program to run: a script (app.py), -m and a module (-m pytest), or -c and code")
     if found.json is not None:
         _check_writable(parser, found.json)
     return RunOptions(
-        program=rest[0] if module is None else module,
-        is_module=module is not None,
-        arguments=tuple(rest[1:] if module is None else rest),
+        program=rest[0],
+        is_module=switch == "-m",
+        is_code=switch == "-c",
+        arguments=tuple(rest[1:]),
         threshold=found.threshold,
         hang_after=found.hang_after,
         json=None if found.json is None else os.path.abspath(found.json),
@@ -86,19 +93,28 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _unknown_option(parser: argparse.ArgumentParser, option: str) -> str:
+    """Say what to write instead."""
+    name = option.partition("=")[0]
+    if name[1:2] in _PYTHON_OPTIONS and not name.startswith("--"):
+        return f"{option} is an option of Python itself: write `python {name[:2]} ... -m loopwatch run ...`"
+    known = [word for action in parser._actions for word in action.option_strings if word.startswith("--")]
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"no such option: {option}; {hint}There are {', '.join(known)}"
+
+
 def _cut(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
-    """Cut the arguments into our own, the module (None: a script) and the rest."""
+    """Cut the arguments into our own, ``-m`` or ``-c`` (None: a script), and the program with its own."""
     ours: list[str] = []
     position = 0
     while position < len(argv):
         word = argv[position]
         if word == "--":
             return ours, None, list(argv[position + 1 :])
-        if word.startswith("-m") and not word.startswith("--"):
-            if word != "-m":
-                return ours, word[2:], list(argv[position + 1 :])
-            rest = list(argv[position + 1 :])
-            return ours, rest[0] if rest else "", rest[1:]
+        if word.startswith(("-m", "-c")):
+            attached = [word[2:]] if len(word) > 2 else []
+            return ours, word[:2], attached + list(argv[position + 1 :])
         if not word.startswith("-") or word == "-":
             return ours, None, list(argv[position:])
         ours.append(word)

@@ -27,6 +27,15 @@ def run_module(name: str, arguments: Sequence[str]) -> None:
     _run_as_main(name)
 
 
+def run_code(source: str, arguments: Sequence[str]) -> None:
+    """Run a piece of code as ``python -c`` does."""
+    sys.argv[:] = ["-c", *arguments]
+    _set_first_path("")
+    main = _new_main()
+    vars(main)["__loader__"] = importlib.machinery.BuiltinImporter
+    _execute(_compile(source.encode("utf-8", "surrogateescape"), "<string>"), vars(main))
+
+
 def run_script(path: str, arguments: Sequence[str]) -> None:
     """Run a script, or a folder or archive that holds a ``__main__.py``, as ``python`` does; ``-`` is stdin.
 
@@ -122,7 +131,7 @@ def hide_own_frames(error: BaseException) -> None:
     sys.excepthook = show
 
 
-_LAUNCHERS = {function.__code__ for function in (run_module, run_script, _execute, _compile)}
+_LAUNCHERS = {function.__code__ for function in (run_module, run_code, run_script, _execute, _compile)}
 
 
 def own_frames_removed(trace: TracebackType | None) -> TracebackType | None:

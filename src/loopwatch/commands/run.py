@@ -9,18 +9,21 @@ file.
 import atexit
 import contextlib
 import fcntl
+import functools
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loopwatch import _core
 from loopwatch.blocking import nanoseconds
 from loopwatch.blocks import block_from_raw
 from loopwatch.commands.autowatch import AutoWatch
 from loopwatch.commands.options import EXIT_BLOCKED, RunOptions, parse_run_options
-from loopwatch.commands.program import hide_own_frames, run_module, run_script
+from loopwatch.commands.program import hide_own_frames, run_code, run_module, run_script
 from loopwatch.json_report import document, write_atomically
 from loopwatch.printable import printable
 from loopwatch.report import Terminal, block_text, summary_text
@@ -33,6 +36,8 @@ HELP = "run a program and report what blocks its event loops"
 
 _CHECK_INTERVAL_NS = 50_000_000
 _SHORTEST_INTERVAL_NS = 1_000_000
+_ENDINGS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+_FRESH_STARTS = {"multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"}
 _FIRST_DESCRIPTOR = 100  # out of the way: a program must find the low numbers as free as ever
 
 
@@ -44,6 +49,8 @@ def command(argv: Sequence[str]) -> int:
     try:
         if options.is_module:
             run_module(options.program, options.arguments)
+        elif options.is_code:
+            run_code(options.program, options.arguments)
         else:
             run_script(options.program, options.arguments)
     except SystemExit as end:
@@ -66,6 +73,7 @@ class Recorder:
         self.terminal = Terminal(_copy_of_stderr())
         self.pid = os.getpid()
         self._born_ns = 0
+        self._finished = False
         threshold_ns = nanoseconds("threshold", options.threshold)
         interval_ns = max(min(_CHECK_INTERVAL_NS, threshold_ns // 10), _SHORTEST_INTERVAL_NS)
         self.watch = AutoWatch(threshold_ns, interval_ns, self.on_block, self.summary.add_loop, self.on_failure)
@@ -73,6 +81,7 @@ class Recorder:
     def start(self) -> None:
         """Watch from now on, and report at exit."""
         atexit.register(self.finish)
+        self._report_before_raised_signals()
         os.register_at_fork(after_in_child=self._begin_anew)
         if self.options.hang_after:
             _core.set_hang_report(nanoseconds("hang-after", self.options.hang_after), self.terminal.descriptor)
@@ -85,7 +94,8 @@ class Recorder:
         try:
             block = block_from_raw(raw, self.summary.next_id(), loop=loop)
             if self.summary.add(block, raw["dropped"]) and not self.options.quiet:
-                self.terminal.write(block_text(block, self.terminal.paint))
+                child = None if os.getpid() == self.pid else os.getpid()
+                self.terminal.write(block_text(block, self.terminal.paint, child))
         except Exception as error:
             self.on_failure(f"a block could not be reported: {type(error).__name__}: {error}")
 
@@ -94,10 +104,26 @@ class Recorder:
         if self.summary.add_unwatched(reason) and not self.options.quiet:
             self.terminal.write(f"loopwatch: NOT WATCHED: {printable(reason)}\n")
 
+    def _report_before_raised_signals(self) -> None:
+        """Report first where the program ends itself by a signal, as uvicorn does once it has shut down."""
+        original = signal.raise_signal
+
+        @functools.wraps(original)
+        def raise_signal(signalnum: int, /) -> None:
+            if signalnum in _ENDINGS and signal.getsignal(signalnum) is signal.SIG_DFL:
+                self.finish()
+            original(signalnum)
+
+        signal.raise_signal = raise_signal
+
     def _begin_anew(self) -> None:
         """This process is a forked child: what happened before belongs to the parent."""
         self._born_ns = time.monotonic_ns()
+        self._finished = False
         self.summary.clear()
+        util: Any = sys.modules.get("multiprocessing.util")
+        if util is not None:  # its children end without exit handlers
+            util.register_after_fork(self, lambda self: util.Finalize(None, self.finish, exitpriority=-1000))
 
     def blocked_at_the_end(self) -> bool:
         """Wait for the program's threads, as the interpreter is about to, and tell whether any loop was blocked."""
@@ -108,18 +134,24 @@ class Recorder:
         return self.summary.count > 0
 
     def finish(self) -> None:
-        """Print the summary and write the file.  In a forked child: its own blocks only, and no file."""
+        """Print the summary and write the file, once.  In a forked child: its own blocks only, and no file."""
+        if self._finished:
+            return
+        self._finished = True
         _core.set_hang_report(0, -1)
         child = os.getpid() != self.pid
+        if not sys.modules.keys().isdisjoint(_FRESH_STARTS):
+            self.summary.add_unwatched("processes that multiprocessing started afresh (spawn, forkserver)")
         if not self.options.quiet and (self.summary.count or not child):
-            self.terminal.write(summary_text(self.summary, self.terminal.paint))
+            self.terminal.write(summary_text(self.summary, self.terminal.paint, os.getpid() if child else None))
         if self.options.json is None or child:
             return
         from loopwatch import __version__
 
         try:
-            arguments = [self.options.program, *self.options.arguments]
-            content = document(self.summary, program=self.options.program, argv=arguments, version=__version__)
+            program = "-c" if self.options.is_code else self.options.program
+            arguments = [program, *self.options.arguments]
+            content = document(self.summary, program=program, argv=arguments, version=__version__)
             write_atomically(self.options.json, content)
         except OSError as error:
             reason = printable(f"{self.options.json} could not be written: {error}")

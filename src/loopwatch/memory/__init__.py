@@ -1,0 +1,16 @@
+"""Memory that grows: what of, since when, and what keeps it alive."""
+
+from loopwatch.memory.detector import MemoryLeakDetector
+from loopwatch.memory.process import ProcessMemory, process_memory
+from loopwatch.memory.snapshots import Growth, MemorySnapshot, TypeGrowth, growth, take_snapshot
+
+__all__ = [
+    "Growth",
+    "MemoryLeakDetector",
+    "MemorySnapshot",
+    "ProcessMemory",
+    "TypeGrowth",
+    "growth",
+    "process_memory",
+    "take_snapshot",
+]
