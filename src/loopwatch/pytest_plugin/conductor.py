@@ -19,7 +19,7 @@ import pytest
 from loopwatch.actions import LeakAction
 from loopwatch.errors import LeakError, LeakErrorGroup, add_note
 from loopwatch.pytest_plugin.baseline import KnownFindings
-from loopwatch.pytest_plugin.plan import Plan, Planner, marker_layer
+from loopwatch.pytest_plugin.plan import Plan, Planner, marker_layer, seen_from
 from loopwatch.pytest_plugin.records import Record, record
 from loopwatch.pytest_plugin.region import SHORT_WAIT, Claims, Found, Owner, Region
 from loopwatch.pytest_plugin.wrapping import is_async, wrap_async_fixture, wrap_test
@@ -67,8 +67,8 @@ class Conductor:
 
     # -- setup --------------------------------------------------------------------------------------------------
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> Wrapper:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
         self._state = None
         marker = item.get_closest_marker(_MARKER)
         try:
@@ -78,7 +78,6 @@ class Conductor:
             pytest.fail(str(error), pytrace=False)
         if plan and isinstance(item, pytest.Function):
             self._state = ItemState(item, plan)
-        return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Wrapper:
@@ -304,7 +303,7 @@ class BodyStretch:
         self._state = state
         code = getattr(inspect.unwrap(function), "__code__", None)
         place = None if code is None else (code.co_filename, code.co_firstlineno, code.co_qualname)
-        self._region = Region(Owner(state.item.nodeid, place=place), state.plan, conductor._claims)
+        self._region = Region(Owner(state.item.nodeid, place=place), seen_from(state.plan, place), conductor._claims)
 
     def begin(self) -> None:
         self._region.begin()

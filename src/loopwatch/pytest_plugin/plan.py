@@ -5,14 +5,17 @@ marker does; a test that only ``--loopwatch`` puts under guard warns.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from loopwatch.actions import Action
+from loopwatch.findings import CallerContext
+from loopwatch.leaks.blocks import BlockingKind
 from loopwatch.leaks.everything import rules_from_settings
 from loopwatch.leaks.guard import Rule
 from loopwatch.settings import KINDS, SETTINGS, Setting, SettingError, setting
 
-__all__ = ["Layer", "Plan", "Planner", "marker_layer"]
+__all__ = ["Layer", "Plan", "Planner", "marker_layer", "seen_from"]
 
 Layer = Mapping[str, Any]
 """Settings by name, parsed, from one place: a marker, the command line, a file."""
@@ -78,6 +81,17 @@ class Planner:
         values["ignore"] = tuple(ignore for layer in layers for ignore in layer.get("ignore", ()))
         values["baseline"] = None  # one for the whole run, not one for each scope
         return rules_from_settings(values)
+
+
+def seen_from(plan: Plan, place: tuple[str, int, str] | None) -> Plan:
+    """The same plan, with stacks of blocks that begin at this function."""
+    if place is None:
+        return plan
+    caller = CallerContext(place[0], place[2])
+    return tuple(
+        replace(rule, kind=rule.kind.seen_from(caller)) if isinstance(rule.kind, BlockingKind) else rule
+        for rule in plan
+    )
 
 
 def _default(entry: Setting, marked: bool) -> Any:
