@@ -158,10 +158,17 @@ layout_init(PyObject *Py_UNUSED(module))
 }
 
 /* What each concept adds to the module, in order. */
+/* clang-format off */
 static int (*const concepts[])(PyObject *) = {
     layout_init, /* first: all others may ask it */
-    lw_watch_init, lw_probe_select_init, lw_creation_init, lw_objects_init,
+    lw_watch_init,
+    lw_probe_select_init,
+    lw_creation_init,
+    lw_objects_init,
+    lw_awaits_init,
+    lw_threads_init,
 };
+/* clang-format on */
 
 static int
 core_exec(PyObject *module)
@@ -181,10 +188,6 @@ core_exec(PyObject *module)
         if (concepts[i](module) < 0) {
             return -1;
         }
-    if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0
-        || lw_creation_init(module) < 0 || lw_awaits_init(module) < 0) {
-        || lw_creation_init(module) < 0 || lw_threads_init(module) < 0) {
-        return -1;
     }
     causes = PyTuple_New(LW_CAUSES);
     for (int i = 0; causes != NULL && i < LW_CAUSES; i++) {

@@ -1,6 +1,6 @@
 """The C core, as Python sees it.  Durations and times are whole nanoseconds; stacks are outermost first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypedDict
 
 RawFrame = tuple[str, str, int, int, int, int]
@@ -79,3 +79,32 @@ def creation_info() -> dict[str, int]: ...  # stacks, bytes: distinct creation s
 
 def count_objects() -> dict[type, tuple[int, int]]:
     """How many objects of each type the garbage collector tracks, and how many bytes they are themselves."""
+# --- threads (threads.c, threadlook.c) ---
+
+class ThreadRecord:
+    """Where and what a thread was begun as."""
+
+    threading: bool  # by a threading.Thread
+    thread: Any  # that Thread; None when it is gone
+    target: str | None  # qualified name of the function, of a thread that is no threading.Thread's
+    module: str | None
+    born_ns: int  # CLOCK_MONOTONIC
+    def creation(self) -> list[RawFrame]: ...
+
+RawThread = tuple[int, int, int, int, ThreadRecord | None, int]
+"""number of its thread state (grows, never used twice), ident, native id (0: has not run yet), begun by _thread (1 yes,
+0 no, -1 not told), record, 1 if it was begun inside other scopes only."""
+
+class ThreadScope:
+    """A stretch in which threads are noted.  close() is idempotent, and restores what was hooked with the last one."""
+
+    open: int
+    def threads(self) -> list[RawThread]: ...  # begun since it was made, newest first, without the caller's own
+    def close(self) -> None: ...
+
+RawDoing = tuple[str, str | None, int, int, list[RawFrame] | None]
+"""what: python c_call gc runs call lock gil asleep unknown ended; system call; its first argument; native id of the
+thread that has the GIL waited for; stack, None where it cannot be read."""
+
+def threads_doing(pairs: Sequence[tuple[int, int]]) -> list[RawDoing]: ...  # pairs: number of a thread state, native id
+def watchdog_tid() -> int: ...  # loopwatch's own thread, 0 if there is none
