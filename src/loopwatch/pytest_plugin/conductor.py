@@ -32,6 +32,8 @@ _PLUGINS = ("_pytest.", "pytest_asyncio.", "anyio.", "pytest_trio.", "xdist.")
 _XUNIT = ("xunit_", "unittest_")
 _FLAG = "_loopwatch_raised"
 
+_FAILURES = (Exception, pytest.fail.Exception)
+
 Wrapper = Generator[None, Any, Any]
 
 
@@ -45,6 +47,7 @@ class ItemState:
         self.failed = False
         self.error: BaseException | None = None
         self.undecided: list[Region] = []
+        self.errors: list[LeakError] = []
         self.records: list[Record] = []
         self.troubles: list[str] = []
 
@@ -145,9 +148,12 @@ class Conductor:
         if isinstance(instance, unittest.TestCase) and is_async(original):
             setattr(instance, item.originalname or item.name, wrapped)
         try:
-            return (yield)
+            result = yield
         finally:
             setattr(owner, name, original)
+            errors, state.errors = state.errors, []
+        raise_for(errors)  # here, and not in the loop, where trio would wrap it and hypothesis would look for its cause
+        return result
 
     def _guard_test_case(self, item: pytest.Function, instance: unittest.TestCase, state: ItemState) -> None:
         """Guard setUp as a fixture, and judge after tearDown and all cleanups."""
@@ -179,11 +185,9 @@ class Conductor:
 
     def _judge_all(self, state: ItemState, regions: Sequence[Region]) -> None:
         undecided, state.undecided = state.undecided, []
-        errors: list[LeakError] = []
         for region in [*undecided, *regions]:
-            errors += self.judge(region, state, state.error)
+            state.errors += self.judge(region, state, state.error)
             self.forget(region)
-        raise_for(errors)
 
     # -- teardown -----------------------------------------------------------------------------------------------
 
@@ -245,7 +249,7 @@ class Conductor:
             new = self._record(found, region.owner, state, error)
             if not new.findings:
                 continue
-            if error is not None:
+            if isinstance(error, _FAILURES):
                 add_note(error, f"{_told(region.owner)}: {new.error()}")
             self._act(new)
             if error is None and LeakAction.RAISE in new.rule.actions:
@@ -309,7 +313,6 @@ class BodyStretch:
         self._region.begin()
 
     async def leave(self, error: BaseException | None) -> None:
-        __tracebackhide__ = True
         await self._region.settle(SHORT_WAIT if self._state.cleaners else None)
         self._region.freeze()
         await self._conductor.look_around(0.0)
@@ -318,7 +321,6 @@ class BodyStretch:
         self._decide(error)
 
     def leave_now(self, error: BaseException | None) -> None:
-        __tracebackhide__ = True
         self._region.settle_now(SHORT_WAIT if self._state.cleaners or error is not None else None)
         self._region.freeze()
         if not self._state.cleaners:
@@ -329,15 +331,14 @@ class BodyStretch:
         pass
 
     def _decide(self, error: BaseException | None) -> None:
-        __tracebackhide__ = True
         region, state = self._region, self._state
         if error is not None:
             state.error = error
-            state.failed = state.failed or isinstance(error, Exception | pytest.fail.Exception)
+            state.failed = state.failed or isinstance(error, _FAILURES)
         if state.cleaners and region.undecided:
             state.undecided.append(region)
             return
-        raise_for(self._conductor.judge(region, state, error))
+        state.errors += self._conductor.judge(region, state, error)
 
 
 class FixtureStretch:

@@ -12,7 +12,7 @@ from loopwatch.actions import Action
 from loopwatch.findings import CallerContext
 from loopwatch.leaks.blocks import BlockingKind
 from loopwatch.leaks.everything import rules_from_settings
-from loopwatch.leaks.guard import Rule
+from loopwatch.leaks.waiting import Rule
 from loopwatch.settings import KINDS, SETTINGS, Setting, SettingError, setting
 
 __all__ = ["Layer", "Plan", "Planner", "marker_layer", "seen_from"]

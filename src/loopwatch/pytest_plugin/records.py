@@ -96,7 +96,9 @@ def owner_of(record: Record) -> str:
     """Whose finding it is, for people."""
     if record["fixture"] is None:
         return str(record["test"])
-    return f"fixture {record['fixture']} ({record['fixture_scope']}, first used by {record['test']})"
+    if record["fixture_scope"] == "function":
+        return f"fixture {record['fixture']} of {record['test']}"
+    return f"fixture {record['fixture']} of this {record['fixture_scope']}, first used by {record['test']}"
 
 
 def relative(file: str, root: str) -> str:

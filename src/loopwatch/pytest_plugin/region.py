@@ -17,8 +17,8 @@ from typing import Any
 
 from loopwatch.actions import LeakAction
 from loopwatch.errors import LeakError
-from loopwatch.leaks.guard import Rule
 from loopwatch.leaks.kinds import Session
+from loopwatch.leaks.waiting import Rule
 from loopwatch.loops import running_loop
 
 __all__ = ["Claims", "Found", "Owner", "Region"]
@@ -246,11 +246,8 @@ class Region:
 
 def identity(leak: Any) -> object:
     """What tells one finding from another, also when it is seen again."""
-    for name in _IDENTITIES:
-        value = getattr(leak, name, None)
-        if value is not None:
-            return leak.kind, name, value
-    return leak.kind, leak.name, leak.place()
+    numbers = tuple(value for name in _IDENTITIES if (value := getattr(leak, name, None)) is not None)
+    return (leak.kind, *numbers) if numbers else (leak.kind, leak.name, leak.place())
 
 
 def _pause(seconds: float) -> None:

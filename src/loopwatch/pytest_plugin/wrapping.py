@@ -18,7 +18,7 @@ class Stretch(Protocol):
     def begin(self) -> None: ...
 
     async def leave(self, error: BaseException | None) -> None:
-        """The owner's code ended, in its loop.  Raises for findings that are to be raised, if ``error`` is None."""
+        """The owner's code ended, in its loop; with this exception, if any."""
 
     def leave_now(self, error: BaseException | None) -> None:
         """The same where nothing can be awaited."""
