@@ -34,7 +34,7 @@ class _Collector:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._reporter: "Reporter | None" = None
+        self._reporter: Reporter | None = None
         from loopwatch.pytest_plugin.options import is_used
 
         if is_used(config):

@@ -47,6 +47,7 @@ class ItemState:
         self.failed = False
         self.error: BaseException | None = None
         self.undecided: list[Region] = []
+        self.bodies: list[BodyStretch] = []
         self.errors: list[LeakError] = []
         self.records: list[Record] = []
         self.troubles: list[str] = []
@@ -108,8 +109,9 @@ class Conductor:
                 value = yield
             finally:
                 stretch.leave_now(None)
-        generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-        if fixturedef.scope == "function" and (generator or len(getattr(fixturedef, "_finalizers", ())) > before):
+        if fixturedef.scope == "function" and (
+            len(getattr(fixturedef, "_finalizers", ())) > before or _has_teardown(fixturedef, function, request)
+        ):
             state.cleaners = True
         self._watch_end_of_loop(fixturedef, value)
         return value
@@ -149,11 +151,21 @@ class Conductor:
             setattr(instance, item.originalname or item.name, wrapped)
         try:
             result = yield
+        except BaseException as error:
+            self._leave_bodies(state, error)
+            state.errors.clear()
+            raise
         finally:
             setattr(owner, name, original)
-            errors, state.errors = state.errors, []
+        self._leave_bodies(state, None)
+        errors, state.errors = state.errors, []
         raise_for(errors)  # here, and not in the loop, where trio would wrap it and hypothesis would look for its cause
         return result
+
+    def _leave_bodies(self, state: ItemState, error: BaseException | None) -> None:
+        """Something broke through the loop (a timeout, Control-C): the test's coroutine was not resumed."""
+        for body in list(state.bodies):
+            body.leave_now(error)
 
     def _guard_test_case(self, item: pytest.Function, instance: unittest.TestCase, state: ItemState) -> None:
         """Guard setUp as a fixture, and judge after tearDown and all cleanups."""
@@ -310,9 +322,12 @@ class BodyStretch:
         self._region = Region(Owner(state.item.nodeid, place=place), seen_from(state.plan, place), conductor._claims)
 
     def begin(self) -> None:
+        self._state.bodies.append(self)
         self._region.begin()
 
     async def leave(self, error: BaseException | None) -> None:
+        if self not in self._state.bodies:
+            return
         await self._region.settle(SHORT_WAIT if self._state.cleaners else None)
         self._region.freeze()
         await self._conductor.look_around(0.0)
@@ -321,7 +336,12 @@ class BodyStretch:
         self._decide(error)
 
     def leave_now(self, error: BaseException | None) -> None:
-        self._region.settle_now(SHORT_WAIT if self._state.cleaners or error is not None else None)
+        if self not in self._state.bodies:
+            return
+        if error is None or isinstance(error, _FAILURES):
+            self._region.settle_now(SHORT_WAIT if self._state.cleaners or error is not None else None)
+        else:
+            self._region.look()
         self._region.freeze()
         if not self._state.cleaners:
             self._region.cancel_now()
@@ -332,6 +352,7 @@ class BodyStretch:
 
     def _decide(self, error: BaseException | None) -> None:
         region, state = self._region, self._state
+        state.bodies.remove(self)
         if error is not None:
             state.error = error
             state.failed = state.failed or isinstance(error, _FAILURES)
@@ -385,11 +406,26 @@ def _owner(fixturedef: Any, item: pytest.Item) -> Owner:
     function = inspect.unwrap(fixturedef.func)
     code = getattr(function, "__code__", None)
     place = None if code is None else (code.co_filename, code.co_firstlineno, code.co_qualname)
-    name = fixturedef.argname
+    return Owner(item.nodeid, _name(fixturedef), fixturedef.scope, place)
+
+
+def _name(fixturedef: Any) -> str:
+    """The name of a fixture as the suite has it: pytest turns setup_function and its like into fixtures."""
+    name: str = fixturedef.argname
     for prefix in _XUNIT:
         if name.lstrip("_").startswith(prefix):
-            name = name.lstrip("_").removeprefix(prefix).partition("_fixture")[0]
-    return Owner(item.nodeid, name, fixturedef.scope, place)
+            return name.lstrip("_").removeprefix(prefix).partition("_fixture")[0]
+    return name
+
+
+def _has_teardown(fixturedef: Any, function: Any, request: Any) -> bool:
+    if not inspect.isgeneratorfunction(function) and not inspect.isasyncgenfunction(function):
+        return False
+    name = _name(fixturedef)
+    if name == fixturedef.argname:
+        return True
+    teardown = name.replace("setup", "teardown").replace("setUp", "tearDown")
+    return any(hasattr(owner, teardown) for owner in (request.cls, request.module))
 
 
 def _is_plugins_own(fixturedef: Any) -> bool:

@@ -17,9 +17,7 @@ _ANNOTATIONS = "LOOPWATCH_ANNOTATIONS"
 def add_options(parser: "pytest.Parser") -> None:
     """Declare everything.  Defaults are None: who set what is found out later."""
     group = parser.getgroup("loopwatch", "leaks and blocked event loops (loopwatch)")
-    group.addoption(
-        "--loopwatch", action="store_true", default=None, help="Put every test under guard; findings warn."
-    )
+    group.addoption("--loopwatch", action="store_true", default=None, help="Put every test under guard; findings warn.")
     parser.addini("loopwatch", "Put every test under guard, as --loopwatch does.", type="bool", default=False)
     for entry in SETTINGS.values():
         group.addoption(
@@ -30,7 +28,7 @@ def add_options(parser: "pytest.Parser") -> None:
             metavar=_METAVARS.get(entry.type, "VALUE"),
             help=_help(entry),
         )
-        parser.addini(entry.ini, _help(entry), type=None if entry.type != "ignores" else "linelist", default=None)
+        parser.addini(entry.ini, _help(entry), type="linelist" if entry.type == "ignores" else "string", default=None)
     group.addoption(
         "--loopwatch-json",
         metavar="FILE",
@@ -69,7 +67,8 @@ def watches_everything(config: "pytest.Config") -> bool:
 
 def is_used(config: "pytest.Config") -> bool:
     """Whether this run asks for anything of loopwatch, before any test is known."""
-    return watches_everything(config) or bool(config.getoption("loopwatch_json") or config.getoption("loopwatch_baseline"))
+    options = ("loopwatch_json", "loopwatch_baseline", "loopwatch_update_baseline")
+    return watches_everything(config) or any(config.getoption(option) for option in options)
 
 
 def layers(config: "pytest.Config") -> "list[Layer]":

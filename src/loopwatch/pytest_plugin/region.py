@@ -150,15 +150,14 @@ class Region:
         if not self.leftover:
             return
         loop = self.loop
-        if isinstance(loop, asyncio.AbstractEventLoop) and asyncio._get_running_loop() is None:
-            if not loop.is_closed() and not loop.is_running():
-                coroutine = self.settle(longest)
-                try:
-                    loop.run_until_complete(coroutine)
-                    return
-                except Exception as error:
-                    coroutine.close()
-                    self.troubles.append(f"the loop could not be run on: {error!r}")
+        if _can_run(loop):
+            coroutine = self.settle(longest)
+            try:
+                loop.run_until_complete(coroutine)
+                return
+            except Exception as error:
+                coroutine.close()
+                self.troubles.append(f"the loop could not be run on: {error!r}")
         for pause in self._looks([each for each in self._watched if not each.rule.kind.needs_loop], longest):
             _pause(pause)
 
@@ -195,7 +194,7 @@ class Region:
         loop = self.loop
         if not self._to_cancel():
             return
-        if isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_closed() and not loop.is_running():
+        if _can_run(loop):
             loop.run_until_complete(self.cancel())
             return
         asked = self._ask_to_end()
@@ -242,6 +241,13 @@ class Region:
             for key in each.own or ():
                 if self._claims.get(key) is self:
                     del self._claims[key]
+
+
+def _can_run(loop: Any) -> bool:
+    """Whether a loop can be run on for a while from here."""
+    if not isinstance(loop, asyncio.AbstractEventLoop) or asyncio._get_running_loop() is not None:
+        return False
+    return not loop.is_closed() and not loop.is_running()
 
 
 def identity(leak: Any) -> object:

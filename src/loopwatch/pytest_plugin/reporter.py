@@ -15,7 +15,7 @@ from loopwatch.pytest_plugin import options
 from loopwatch.pytest_plugin.baseline import KnownFindings
 from loopwatch.pytest_plugin.conductor import Conductor
 from loopwatch.pytest_plugin.plan import Planner
-from loopwatch.pytest_plugin.records import Group, Record, grouped, owner_of, relative
+from loopwatch.pytest_plugin.records import Group, Record, grouped, relative
 from loopwatch.settings import SettingError
 
 __all__ = ["SCHEMA", "Reporter"]
