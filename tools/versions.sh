@@ -72,6 +72,8 @@ debian_root() {
     for version in $(versions_in "$release"); do
         packages=$packages,python$version,python$version-dev,python$version-venv
     done
+    # What its venv needs is a virtual package there, which debootstrap does not look for.
+    [ "$release" != bookworm ] || packages=$packages,python3-distutils
     if [ ! -e "$root/.complete" ]; then
         if ! complete "$root" "$release"; then
             if ! command -v debootstrap >/dev/null; then

@@ -4,27 +4,13 @@
 #include "../core/clock.h"
 #include "creation.h"
 
-typedef struct ThreadScope {
-    PyObject_HEAD uint64_t mark; /* the newest thread state's number when it opened */
-    struct ThreadScope *parent;  /* owned: the scope it was opened in, or NULL */
-    int open;
-} ThreadScope;
+#define FEW 64
 
-typedef struct {
-    PyObject_HEAD lw_creation *creation; /* owned, or NULL */
-    PyObject *thread;                    /* owned weak reference to a threading.Thread, or NULL */
-    PyObject *target, *module;           /* owned str or NULL: what runs in it */
-    ThreadScope *scope;                  /* owned: the innermost scope open where it was begun, or NULL */
-    unsigned long ident;
-    uint64_t born_ns;
-} ThreadRecord;
-
-static PyTypeObject *scope_type, *record_type; /* owned by the module, process-wide */
+static PyTypeObject *record_type;              /* owned by the module, process-wide */
 static PyObject *thread_class;                 /* owned: threading.Thread */
-static PyObject *context_var;                  /* owned: the innermost scope of this context, or None */
 static PyObject *records;                      /* owned dict: thread state number -> ThreadRecord */
-static Py_ssize_t purge_at;
-static int open_scopes;
+static Py_ssize_t purge_at;                    /* so many records are too many */
+static int hooked;
 static _Thread_local int inside; /* this thread is in a hook: another one below it does not record again */
 
 /* --- the interpreter's list ----------------------------------------------- */
@@ -35,8 +21,8 @@ newest(void)
     return PyInterpreterState_ThreadHead(PyInterpreterState_Get());
 }
 
-static PyObject *
-record_of(PyThreadState *ts)
+PyObject *
+lw_thread_record(PyThreadState *ts)
 {
     PyObject *key = records ? PyLong_FromUnsignedLongLong(PyThreadState_GetID(ts)) : NULL;
     PyObject *record = key ? PyDict_GetItemWithError(records, key) : NULL; /* borrowed */
@@ -77,36 +63,6 @@ record_threading(ThreadRecord *self, void *Py_UNUSED(closure))
     return PyBool_FromLong(self->thread != NULL);
 }
 
-static ThreadScope *
-first_open(ThreadScope *scope)
-{
-    while (scope != NULL && !scope->open) {
-        scope = scope->parent;
-    }
-    return scope;
-}
-
-/* The innermost open scope here: of this context, else of this thread.  Borrowed; clears errors. */
-static ThreadScope *
-scope_here(void)
-{
-    PyObject *value = NULL;
-    ThreadScope *scope = NULL;
-    if (PyContextVar_Get(context_var, NULL, &value) < 0) {
-        PyErr_Clear();
-    }
-    if (value != NULL && Py_IS_TYPE(value, scope_type)) {
-        scope = first_open((ThreadScope *)value); /* the context holds it, it holds its parents */
-    }
-    Py_XDECREF(value);
-    if (scope == NULL) {
-        PyObject *own = record_of(PyThreadState_Get());
-        scope = own ? first_open(((ThreadRecord *)own)->scope) : NULL;
-        PyErr_Clear();
-    }
-    return scope;
-}
-
 /* Take the names of what will run, as far as that runs no code of the program. */
 static void
 name_target(ThreadRecord *record, PyObject *function)
@@ -136,7 +92,7 @@ new_record(PyObject *function)
     if (record != NULL) {
         record->born_ns = lw_now_ns();
         record->creation = lw_creation_here(0);
-        record->scope = (ThreadScope *)Py_XNewRef((PyObject *)scope_here());
+        record->scope = (ThreadScope *)Py_XNewRef((PyObject *)lw_thread_scope_here());
         if (function != NULL) {
             name_target(record, function);
         }
@@ -151,7 +107,7 @@ purge(void)
 {
     PyObject *kept = PyDict_New(), *old = records;
     for (PyThreadState *ts = newest(); kept != NULL && ts != NULL; ts = PyThreadState_Next(ts)) {
-        PyObject *record = record_of(ts);
+        PyObject *record = lw_thread_record(ts);
         PyObject *key = record ? PyLong_FromUnsignedLongLong(PyThreadState_GetID(ts)) : NULL;
         if (PyErr_Occurred() || (key != NULL && PyDict_SetItem(kept, key, record) < 0)) {
             Py_CLEAR(kept);
@@ -162,7 +118,7 @@ purge(void)
         return -1;
     }
     records = kept;
-    purge_at = 2 * PyDict_GET_SIZE(kept) + 64;
+    purge_at = 2 * PyDict_GET_SIZE(kept) + FEW;
     Py_DECREF(old); /* may run code of the program: everything is in its place */
     return 0;
 }
@@ -195,7 +151,7 @@ keep(ThreadRecord *record, PyObject *result, uint64_t before)
         return;
     }
     PyThreadState *ts = begun_since(before, record->ident);
-    if (ts == NULL || open_scopes == 0 || (records == NULL && (records = PyDict_New()) == NULL)) {
+    if (ts == NULL || !hooked || (records == NULL && (records = PyDict_New()) == NULL)) {
         PyErr_Clear();
         return;
     }
@@ -213,7 +169,7 @@ static PyObject *
 start(PyObject *original, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     PyObject *function = nargs > 0 ? args[0] : NULL;
-    if (open_scopes == 0 || inside) {
+    if (!hooked || inside) {
         return PyObject_Vectorcall(original, args, (size_t)nargs, kwnames);
     }
     for (Py_ssize_t i = 0; kwnames != NULL && i < PyTuple_GET_SIZE(kwnames); i++) {
@@ -267,9 +223,11 @@ is_hook(PyObject *value)
            && ((PyCFunctionObject *)value)->m_ml->ml_meth == (PyCFunction)(void (*)(void))start;
 }
 
-static void
-unhook(void)
+void
+lw_threads_unhook(void)
 {
+    PyObject *old = records;
+    hooked = 0;
     for (size_t i = 0; i < PLACES; i++) {
         PyObject *now = PyObject_GetAttr(places[i].in, places[i].key);
         if (now != NULL && is_hook(now)) {
@@ -278,10 +236,13 @@ unhook(void)
         Py_XDECREF(now);
         PyErr_Clear();
     }
+    records = NULL;
+    purge_at = FEW;
+    Py_XDECREF(old); /* may run code of the program */
 }
 
-static int
-hook_all(void)
+int
+lw_threads_hook(void)
 {
     for (size_t i = 0; i < PLACES; i++) {
         PyObject *now = PyObject_GetAttr(places[i].in, places[i].key);
@@ -299,161 +260,15 @@ hook_all(void)
         }
         Py_DECREF(now);
         if (status < 0) {
-            unhook();
+            lw_threads_unhook();
             return -1;
         }
     }
+    hooked = 1;
     return 0;
 }
 
-/* --- scopes --------------------------------------------------------------- */
-
-static PyObject *
-scope_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, ":ThreadScope", names)) {
-        return NULL;
-    }
-    ThreadScope *self = (ThreadScope *)type->tp_alloc(type, 0);
-    if (self == NULL) {
-        return NULL;
-    }
-    self->parent = (ThreadScope *)Py_XNewRef((PyObject *)scope_here());
-    PyObject *token = PyContextVar_Set(context_var, (PyObject *)self);
-    if (token == NULL || (open_scopes == 0 && hook_all() < 0)) {
-        Py_XDECREF(token);
-        Py_DECREF(self);
-        return NULL;
-    }
-    Py_DECREF(token);
-    open_scopes++;
-    self->open = 1;
-    self->mark = PyThreadState_GetID(newest());
-    return (PyObject *)self;
-}
-
-static void
-scope_shut(ThreadScope *self)
-{
-    if (!self->open) {
-        return;
-    }
-    self->open = 0;
-    if (--open_scopes == 0) {
-        PyObject *old = records;
-        unhook();
-        records = NULL;
-        purge_at = 64;
-        Py_XDECREF(old);
-    }
-}
-
-static PyObject *
-scope_close(ThreadScope *self, PyObject *Py_UNUSED(unused))
-{
-    PyObject *value = NULL, *token = NULL;
-    if (self->open && PyContextVar_Get(context_var, NULL, &value) == 0 && value == (PyObject *)self) {
-        ThreadScope *outer = first_open(self->parent);
-        token = PyContextVar_Set(context_var, outer ? (PyObject *)outer : Py_None);
-    }
-    scope_shut(self);
-    Py_XDECREF(token);
-    Py_XDECREF(value);
-    PyErr_Clear();
-    Py_RETURN_NONE;
-}
-
-static void
-scope_dealloc(ThreadScope *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject *etype, *value, *trace;
-    PyErr_Fetch(&etype, &value, &trace);
-    scope_shut(self);
-    Py_XDECREF(self->parent);
-    type->tp_free(self);
-    Py_DECREF(type);
-    PyErr_Restore(etype, value, trace);
-}
-
-/* Whether it was begun inside scopes of which SELF is none. */
-static int
-foreign(ThreadScope *self, PyObject *record)
-{
-    ThreadScope *scope = record ? ((ThreadRecord *)record)->scope : NULL;
-    int others = scope != NULL;
-    for (; scope != NULL; scope = scope->parent) {
-        if (scope == self) {
-            return 0;
-        }
-    }
-    return others;
-}
-
-/* A thread that did not come to run yet has no ident, or before 3.12 its starter's. */
-static int
-has_run(PyThreadState *ts, PyObject *record)
-{
-    if (record != NULL) {
-        return ts->thread_id == ((ThreadRecord *)record)->ident;
-    }
-    for (PyThreadState *other = PyThreadState_Next(ts); other != NULL; other = PyThreadState_Next(other)) {
-        if (other->thread_id == ts->thread_id) {
-            return 0;
-        }
-    }
-    return ts->thread_id != 0;
-}
-
-static PyObject *
-scope_threads(ThreadScope *self, PyObject *Py_UNUSED(unused))
-{
-    PyObject *list = PyList_New(0);
-    PyThreadState *mine = PyThreadState_Get();
-    for (PyThreadState *ts = newest(); list != NULL && ts != NULL && PyThreadState_GetID(ts) > self->mark;
-         ts = PyThreadState_Next(ts)) {
-        PyObject *record = ts == mine ? NULL : record_of(ts), *row = NULL;
-        if (ts == mine) {
-            continue;
-        }
-        int run = has_run(ts, record);
-        if (!PyErr_Occurred()) {
-            row = Py_BuildValue("(KkkiOi)", (unsigned long long)PyThreadState_GetID(ts),
-                                record ? ((ThreadRecord *)record)->ident
-                                : run  ? ts->thread_id
-                                       : 0UL,
-                                run ? ts->native_thread_id : 0UL, lw_begun_by_python(ts), record ? record : Py_None,
-                                foreign(self, record));
-        }
-        if (row == NULL || PyList_Append(list, row) < 0) {
-            Py_CLEAR(list);
-        }
-        Py_XDECREF(row);
-    }
-    return list;
-}
-
 /* --- the module ----------------------------------------------------------- */
-
-static PyMethodDef scope_methods[] = {
-    {"close", (PyCFunction)(void (*)(void))scope_close, METH_NOARGS, "Take the hooks away if this is the last one."},
-    {"threads", (PyCFunction)(void (*)(void))scope_threads, METH_NOARGS, "Threads begun since, newest first."},
-    {NULL, NULL, 0, NULL},
-};
-static PyMemberDef scope_members[] = {
-    {"open", T_INT, offsetof(ThreadScope, open), READONLY, NULL},
-    {NULL, 0, 0, 0, NULL},
-};
-static PyType_Slot scope_slots[] = {
-    {Py_tp_new, scope_new},
-    {Py_tp_dealloc, scope_dealloc},
-    {Py_tp_methods, scope_methods},
-    {Py_tp_members, scope_members},
-    {0, NULL},
-};
-static PyType_Spec scope_spec = {"loopwatch._core.ThreadScope", sizeof(ThreadScope), 0,
-                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, scope_slots};
 
 static PyMethodDef record_methods[] = {
     {"creation", (PyCFunction)(void (*)(void))record_creation, METH_NOARGS, "The creation stack."},
@@ -487,8 +302,7 @@ lw_threads_init(PyObject *module)
     PyObject *threading = PyImport_ImportModule("threading");
     thread_class = threading ? PyObject_GetAttrString(threading, "Thread") : NULL;
     Py_XDECREF(threading);
-    context_var = thread_class ? PyContextVar_New("loopwatch_threads", NULL) : NULL;
-    if (context_var == NULL) {
+    if (thread_class == NULL) {
         return -1;
     }
     for (size_t i = 0; i < PLACES; i++) {
@@ -498,10 +312,9 @@ lw_threads_init(PyObject *module)
             return -1;
         }
     }
-    purge_at = 64;
-    scope_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &scope_spec, NULL);
+    purge_at = FEW;
     record_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &record_spec, NULL);
-    if (scope_type == NULL || record_type == NULL || PyModule_AddType(module, scope_type) < 0) {
+    if (record_type == NULL || lw_threadscope_init(module) < 0) {
         return -1;
     }
     return lw_threadlook_init(module);

@@ -27,8 +27,31 @@
 #define LW_THREADS_H
 
 #include "compat.h"
+#include "creation.h"
+
+typedef struct ThreadScope {
+    PyObject_HEAD uint64_t mark; /* the newest thread state's number when it opened */
+    struct ThreadScope *parent;  /* owned: the scope it was opened in, or NULL */
+    int open;
+} ThreadScope;
+
+typedef struct {
+    PyObject_HEAD lw_creation *creation; /* owned, or NULL */
+    PyObject *thread;                    /* owned weak reference to a threading.Thread, or NULL */
+    PyObject *target, *module;           /* owned str or NULL: what runs in it */
+    ThreadScope *scope;                  /* owned: the innermost scope open where it was begun, or NULL */
+    unsigned long ident;
+    uint64_t born_ns;
+} ThreadRecord;
 
 int lw_threads_init(PyObject *module);
+int lw_threads_hook(void);                      /* -1 with an exception; nothing is hooked then */
+void lw_threads_unhook(void);                   /* and forget all records */
+PyObject *lw_thread_record(PyThreadState *ts);  /* borrowed, NULL without one; or with an exception */
+
+/* threadscope.c: the type ThreadScope. */
+int lw_threadscope_init(PyObject *module);
+ThreadScope *lw_thread_scope_here(void);        /* borrowed: the innermost open scope of this context or thread */
 
 /* threadlook.c: threads_doing(), what threads are doing now. */
 int lw_threadlook_init(PyObject *module);

@@ -1,6 +1,7 @@
 """The C core, as Python sees it.  Durations and times are whole nanoseconds; stacks are outermost first."""
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Final, TypedDict
 
 RawFrame = tuple[str, str, int, int, int, int]
@@ -70,7 +71,7 @@ def stress_sampling(thread_ident: int, interval_ns: int) -> None:
 
 def stack_of(native_id: int) -> list[RawFrame]: ...  # read as the watchdog would, of any thread
 
-# --- creation stacks ---------------------------------------------------------------------------------------------------
+# --- creation stacks ---
 
 def creation_here(skip: int) -> list[RawFrame]: ...  # the caller's own stack, without its `skip` innermost frames
 def creation_info() -> dict[str, int]: ...  # stacks, bytes: distinct creation stacks now remembered
@@ -79,6 +80,43 @@ def creation_info() -> dict[str, int]: ...  # stacks, bytes: distinct creation s
 
 def count_objects() -> dict[type, tuple[int, int]]:
     """How many objects of each type the garbage collector tracks, and how many bytes they are themselves."""
+
+# --- what a scope made ---
+
+RESOURCE_SCOPE: ContextVar[tuple[int, ...]]  # the marks of the guards under which code runs
+
+class Origin:
+    """Where something was made while a guard was open."""
+
+    serial: int  # grows by one a making
+    thread: int  # ident of the thread that made it
+    scope: tuple[int, ...] | None  # what RESOURCE_SCOPE was there
+    def frames(self) -> list[RawFrame]: ...
+
+class AsyncgenHook:
+    """Stands before a hook of sys.set_asyncgen_hooks()."""
+
+class Timers:
+    """The timers of one loop, for all guards on it."""
+
+    def end(self) -> None: ...  # once for each timers_begin()
+    def since(self, serial: int) -> list[tuple[Any, Origin, int]]: ...  # handle, where, how often its callback
+
+def origin_serial() -> int: ...
+def openings_begin() -> int: ...  # see descriptors, processes and executors made from now on
+def openings_end() -> None: ...  # once for each openings_begin()
+def opened_at(fd: int, dev: int, ino: int) -> Origin | None: ...
+def started_at(pid: int) -> Origin | None: ...
+def executors_made(since: int) -> list[tuple[Any, Origin, int]]: ...
+def descriptors() -> bytes: ...  # a snapshot
+def descriptors_since(snapshot: bytes) -> list[tuple[int, int, int, int]]: ...  # fd, mode, dev, ino
+def children_mark() -> tuple[int, int, int]: ...  # a moment
+def children_since(mark: tuple[int, int, int]) -> list[tuple[int, str, int, str]]: ...  # pid, state, start, comm
+def asyncgens_begin() -> AsyncgenHook: ...  # of this thread
+def asyncgens_end(hook: AsyncgenHook) -> None: ...
+def asyncgens_since(serial: int) -> list[tuple[Any, Origin, int]]: ...  # generator, where begun, 1: finalised
+def asyncgens_dropped(serial: int) -> tuple[list[tuple[Origin, str, str, int]], int]: ...  # ..., how many more
+def timers_begin(loop: Any, names: tuple[str, ...], passing: tuple[Any, ...]) -> Timers: ...
 # --- threads (threads.c, threadlook.c) ---
 
 class ThreadRecord:
@@ -108,3 +146,12 @@ thread that has the GIL waited for; stack, None where it cannot be read."""
 
 def threads_doing(pairs: Sequence[tuple[int, int]]) -> list[RawDoing]: ...  # pairs: number of a thread state, native id
 def watchdog_tid() -> int: ...  # loopwatch's own thread, 0 if there is none
+
+# --- sampled allocations ---
+
+def alloc_start(sample_bytes: int) -> None: ...
+def alloc_stop() -> None: ...
+def alloc_read() -> list[tuple[list[RawFrame], str | None, int, int, int, int]]:
+    """The samples not freed yet: stack, coroutine, size, bytes it stands for, born (monotonic ns), id of the stack."""
+
+def alloc_info() -> dict[str, Any]: ...  # on, live, taken, dropped, sample_bytes, started_ns

@@ -14,7 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, FunctionType, TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from loopwatch.actions import Site
@@ -239,18 +239,30 @@ def _advice(guard: str, function: object) -> str | None:
 def decorated_function(action: object) -> bool:
     """Whether what stands in the place of ``action`` is the function below a decorator without parentheses.
 
-    An async function is never an action; a plain one is no handler where it cannot be called with a list of findings.
+    An async function is never an action; a plain one is none where it stands below the line that runs now (the
+    decorator's), or where it cannot be called with a list of findings.  For functions that users call, directly.
     A guard then says ``return decorate_bare(no_things(), action)``.
     """
     if is_async(action):
         return True
     if not inspect.isfunction(action):
         return False
+    if _stands_below(action, sys._getframe(2)):
+        return True
     try:
         inspect.signature(action).bind([])
     except TypeError:
         return True
     return False
+
+
+def _stands_below(function: FunctionType, frame: FrameType) -> bool:
+    """Whether a frame decorates a function: it makes that function, and is at one of the lines of its definition."""
+    code = function.__code__
+    if code.co_name == "<lambda>" or code not in frame.f_code.co_consts:
+        return False
+    last = max((line for _start, _end, line in code.co_lines() if line is not None), default=0)
+    return code.co_firstlineno <= frame.f_lineno <= last
 
 
 def decorate_bare(guard: _G, function: Any) -> _G:

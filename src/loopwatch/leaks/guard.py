@@ -22,13 +22,11 @@ from loopwatch.leaks.waiting import (
     Findings,
     Rule,
     Watched,
-    cancel,
     cancel_again,
-    collect,
     is_cancellation,
-    note_survivors,
-    pause_for,
-    until_clean,
+    judge,
+    sleep_async,
+    wait_no_more,
 )
 from loopwatch.loops import running_loop
 from loopwatch.visits import Guard, Visit, check_async
@@ -127,12 +125,8 @@ class LeakGuard(Guard[_Visit]):
         try:
             if self._misplaced(visit, body):
                 return
-            for pause in until_clean(visit.watched, body):
+            for pause in judge(visit.watched, body, found):
                 time.sleep(pause)
-            found = collect(visit.watched)
-            for pause in cancel(visit.watched):
-                time.sleep(pause)
-            note_survivors(visit.watched, found)
         except Exception as failure:
             _pass_on(failure, body)
         finally:
@@ -145,17 +139,13 @@ class LeakGuard(Guard[_Visit]):
         try:
             if self._misplaced(visit, body):
                 return
-            interrupt = await pause_for(until_clean(visit.watched, body))
-            if interrupt is not None:
-                for watched in visit.watched:
-                    watched.look()
-            found = collect(visit.watched)
-            cancelling = cancel(visit.watched)
-            if interrupt is None:
-                interrupt = await pause_for(cancelling)
-            else:  # ask them to end, but wait no more
-                next(cancelling, None)
-            note_survivors(visit.watched, found)
+            judging = judge(visit.watched, body, found)
+            for pause in judging:
+                try:
+                    await sleep_async(pause)
+                except BaseException as error:  # mostly a cancellation: it must not wait
+                    interrupt = error
+                    wait_no_more(judging)
         except Exception as failure:
             _pass_on(failure, body)
         finally:

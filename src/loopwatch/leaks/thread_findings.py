@@ -7,7 +7,7 @@ from traceback import FrameSummary
 from typing import ClassVar
 
 from loopwatch.findings import place_text
-from loopwatch.leaks.kinds import Leak, module_of
+from loopwatch.leaks.kinds import Leak
 from loopwatch.stacks import format_stack, qualified_name, user_frame
 
 __all__ = ["LeakedThread", "LeakedThreadPool"]
@@ -66,15 +66,11 @@ class LeakedThread(Leak):
         return f"thread {self.name!r}{created}{role}: {self.doing}"
 
     def labels(self) -> Mapping[str, Sequence[str]]:
-        modules = [self.target_module] if self.target_module else []
-        place = self.place()
-        return {
-            "name": [self.name],
-            "qualname": [self.target] if self.target else [],
-            "stack": [qualified_name(frame) for frame in self.current_stack or ()],
-            "creator": [qualified_name(frame) for frame in self.creation_stack or ()],
-            "module": modules + ([] if place is None else [module_of(place[0])]),
-        }
+        labels = dict(super().labels())
+        labels["qualname"] = [self.target] if self.target else []
+        labels["stack"] = [qualified_name(frame) for frame in self.current_stack or ()]
+        labels["module"] = [*labels["module"], *([self.target_module] if self.target_module else [])]
+        return labels
 
     def _head(self) -> list[str]:
         lines = [

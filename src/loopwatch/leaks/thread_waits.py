@@ -104,7 +104,7 @@ def clipped(frames: Sequence[FrameSummary]) -> list[FrameSummary]:
     first, last = 0, len(frames)
     while first < last and _of_threading(frames[first], "_bootstrap", "_bootstrap_inner", "run"):
         first += 1
-    while last > first and _of_threading(frames[last - 1], "start", "_adjust_thread_count"):
+    while last > first and _of_threading(frames[last - 1], "start", "_adjust_thread_count", "submit"):
         last -= 1
     return list(frames[first:last] or frames)
 

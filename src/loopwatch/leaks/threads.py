@@ -24,7 +24,7 @@ from loopwatch.leaks.thread_findings import LeakedThread, LeakedThreadPool
 from loopwatch.leaks.thread_waits import clipped, doing_text, interpreters_stack
 from loopwatch.settings import DEFAULT_THREAD_NAME_FILTER
 from loopwatch.stacks import frames_from_raw
-from loopwatch.visits import decorated_function
+from loopwatch.visits import decorate_bare, decorated_function
 
 if TYPE_CHECKING:
     from loopwatch._core import RawDoing, RawThread, ThreadRecord
@@ -81,7 +81,7 @@ def no_thread_leaks(
     An exception of the guarded code is never replaced: it carries the findings as a note.
     """
     if decorated_function(action):
-        return no_thread_leaks()(action)
+        return decorate_bare(no_thread_leaks(), action)
     kind = ThreadKind(exclude_daemon=exclude_daemon, native=native)
     return LeakGuard(
         "no_thread_leaks",

@@ -4,6 +4,7 @@ The waiting itself is a generator that yields pauses, so that ``with`` and ``asy
 """
 
 import asyncio
+import contextlib
 import math
 import sys
 import time
@@ -82,7 +83,43 @@ class Findings:
         return self.rule.kind.error.of(self.leaks, self.apart, self.reason)
 
 
-def until_clean(watched_rules: Sequence[Watched], body: BaseException | None = None) -> Generator[float, None, None]:
+class WaitNoMoreError(Exception):
+    """Thrown into ``judge`` to end its waiting."""
+
+
+def judge(
+    watched_rules: Sequence[Watched], body: BaseException | None, found: list[Findings]
+) -> Generator[float, None, None]:
+    """Put all that is left behind into ``found``, after waiting, and cancel what is to be cancelled.
+
+    Yields how long to pause before each further look; with WaitNoMoreError thrown in it looks once more and ends.
+    """
+    hurried = False
+    try:
+        yield from _until_clean(watched_rules, body)
+    except WaitNoMoreError:
+        hurried = True
+        for watched in watched_rules:
+            watched.look()
+    found += _collect(watched_rules)
+    asked = _cancel(watched_rules)
+    if asked and not hurried:
+        try:
+            yield 0.0
+            yield from _until_clean(asked)
+        except WaitNoMoreError:
+            for watched in asked:
+                watched.look()
+    _note_survivors(watched_rules, found)
+
+
+def wait_no_more(judging: Generator[float, None, None]) -> None:
+    """Let ``judge`` come to its end without waiting."""
+    with contextlib.suppress(StopIteration):
+        judging.throw(WaitNoMoreError())
+
+
+def _until_clean(watched_rules: Sequence[Watched], body: BaseException | None = None) -> Generator[float, None, None]:
     """Look until all is clean or waiting is over; yields how long to pause before each further look.
 
     A body that was cancelled is not held up for long.
@@ -114,7 +151,7 @@ def until_clean(watched_rules: Sequence[Watched], body: BaseException | None = N
             watched.look()
 
 
-def collect(watched_rules: Sequence[Watched]) -> list[Findings]:
+def _collect(watched_rules: Sequence[Watched]) -> list[Findings]:
     """What the last look showed, and what was seen apart from it."""
     found = []
     for watched in watched_rules:
@@ -126,8 +163,8 @@ def collect(watched_rules: Sequence[Watched]) -> list[Findings]:
     return found
 
 
-def cancel(watched_rules: Sequence[Watched]) -> Generator[float, None, None]:
-    """Cancel what is to be cancelled, and wait for it to end."""
+def _cancel(watched_rules: Sequence[Watched]) -> list[Watched]:
+    """Cancel what is to be cancelled; gives back the kinds that were asked, which now have time to end."""
     asked: list[Watched] = []
     for watched in watched_rules:
         if watched.found and LeakAction.CANCEL in watched.rule.actions:
@@ -135,12 +172,10 @@ def cancel(watched_rules: Sequence[Watched]) -> Generator[float, None, None]:
             if len(watched.refused) < len(watched.found):
                 watched.grace = max(watched.rule.grace_period, _CANCEL_GRACE)
                 asked.append(watched)
-    if asked:
-        yield 0.0
-        yield from until_clean(asked)
+    return asked
 
 
-def note_survivors(watched_rules: Sequence[Watched], found: Sequence[Findings]) -> None:
+def _note_survivors(watched_rules: Sequence[Watched], found: Sequence[Findings]) -> None:
     """Say of each kind that was to be cancelled what is still left."""
     for findings in found:
         watched = next(watched for watched in watched_rules if watched.rule is findings.rule)
@@ -155,17 +190,8 @@ def note_survivors(watched_rules: Sequence[Watched], found: Sequence[Findings]) 
         findings.survivors = sentence
 
 
-async def pause_for(looks: Generator[float, None, None]) -> BaseException | None:
-    """Pause without blocking the loop.  What is thrown in meanwhile ends it and is given back."""
-    for pause in looks:
-        try:
-            await _sleep(pause)
-        except BaseException as error:
-            return error
-    return None
-
-
-async def _sleep(pause: float) -> None:
+async def sleep_async(pause: float) -> None:
+    """Pause without blocking the loop that runs here."""
     loop = running_loop()
     if isinstance(loop, asyncio.AbstractEventLoop):
         await asyncio.sleep(pause)
