@@ -66,19 +66,14 @@ handle_run(PyObject *handle, PyObject *Py_UNUSED(unused))
 {
     PyObject *context = Py_XNewRef(slot(handle, state.context)), *callback = Py_XNewRef(slot(handle, state.callback));
     PyObject *args = Py_XNewRef(slot(handle, state.args)), *result = NULL;
-    lw_loopstats *stats = lw_loopstats_here;
+    lw_loopstats *stats;
 
     if (context == NULL || !PyContext_CheckExact(context) || callback == NULL || args == NULL
         || !PyTuple_CheckExact(args)) { /* something unusual: asyncio's own function knows what to say */
         result = PyObject_CallOneArg(state.original, handle);
         goto done;
     }
-    if (stats != NULL && stats->loop == slot(handle, state.loop)) {
-        Py_INCREF(stats);
-    }
-    else {
-        stats = NULL;
-    }
+    stats = (lw_loopstats *)Py_XNewRef(lw_loopstats_of(slot(handle, state.loop)));
     if (PyContext_Enter(context) == 0) {
         result = PyObject_Vectorcall(callback, ((PyTupleObject *)args)->ob_item, (size_t)PyTuple_GET_SIZE(args), NULL);
         if (PyContext_Exit(context) < 0) {

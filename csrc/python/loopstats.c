@@ -4,7 +4,42 @@
 #include "../core/clock.h"
 
 PyTypeObject *lw_loopstats_type;
-__thread lw_loopstats *lw_loopstats_here;
+static lw_loopstats *listed; /* borrowed: all that are counted now, the one asked for last first */
+
+lw_loopstats *
+lw_loopstats_of(PyObject *loop)
+{
+    for (lw_loopstats **at = &listed; *at != NULL; at = &(*at)->next) {
+        lw_loopstats *s = *at;
+        if (s->loop == loop) {
+            if (s != listed) {
+                *at = s->next;
+                s->next = listed;
+                listed = s;
+            }
+            return s;
+        }
+    }
+    return NULL;
+}
+
+void
+lw_loopstats_list(lw_loopstats *s, int delta)
+{
+    if (delta > 0) {
+        s->next = listed;
+        listed = s;
+        return;
+    }
+    for (lw_loopstats **at = &listed; *at != NULL; at = &(*at)->next) {
+        if (*at == s) {
+            *at = s->next;
+            break;
+        }
+    }
+    s->next = NULL;
+    Py_CLEAR(s->loop);
+}
 
 lw_loopstats *
 lw_loopstats_new(PyObject *loop)
@@ -94,13 +129,6 @@ loopstats_traverse(lw_loopstats *self, visitproc visit, void *arg)
     return 0;
 }
 
-static int
-loopstats_clear(lw_loopstats *self)
-{
-    Py_CLEAR(self->loop);
-    return 0;
-}
-
 static void
 loopstats_dealloc(lw_loopstats *self)
 {
@@ -122,7 +150,6 @@ static PyGetSetDef loopstats_getset[] = {
 static PyType_Slot loopstats_slots[] = {
     {Py_tp_doc, "Histograms of one loop's spans and callbacks."},
     {Py_tp_traverse, loopstats_traverse},
-    {Py_tp_clear, loopstats_clear},
     {Py_tp_dealloc, loopstats_dealloc},
     {Py_tp_methods, loopstats_methods},
     {Py_tp_getset, loopstats_getset},

@@ -19,8 +19,9 @@
 #include "../core/histogram.h"
 #include "compat.h"
 
-typedef struct {
+typedef struct lw_loopstats {
     PyObject_HEAD PyObject *loop; /* owned until closed, then NULL */
+    struct lw_loopstats *next;    /* borrowed: all that are counted now */
     int open;                     /* monitors that count here */
     uint64_t since_ns;
     uint64_t mark_ns;             /* the loop's thread: when the callback that runs began */
@@ -31,8 +32,9 @@ extern PyTypeObject *lw_loopstats_type; /* owned, process-wide */
 
 lw_loopstats *lw_loopstats_new(PyObject *loop); /* new reference */
 
-/* The loop that runs in this thread, as its probe said; NULL: none that is counted. */
-extern __thread lw_loopstats *lw_loopstats_here;
+/* The statistics of a loop that is counted now; borrowed, or NULL.  GIL held. */
+lw_loopstats *lw_loopstats_of(PyObject *loop);
+void lw_loopstats_list(lw_loopstats *s, int delta); /* found by lw_loopstats_of from now on (+1), no longer (-1) */
 
 /* By the probe, on the loop's thread: a span ended, and another one began. */
 static inline void
@@ -41,13 +43,6 @@ lw_loopstats_span(lw_loopstats *s, uint64_t begun, uint64_t now)
     if (begun != 0 && now >= begun) {
         lw_hist_add(&s->lag, now - begun);
     }
-}
-
-static inline void
-lw_loopstats_begin(lw_loopstats *s, uint64_t now)
-{
-    s->mark_ns = now;
-    lw_loopstats_here = s;
 }
 
 int lw_loopstats_init(PyObject *module);

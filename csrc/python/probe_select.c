@@ -27,6 +27,7 @@
 #include <sys/epoll.h>
 
 #include "../core/clock.h"
+#include "loopstats.h"
 
 #define STACK_EVENTS 128
 
@@ -190,6 +191,9 @@ probe_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
     if (self->fd_to_key != NULL && nargs <= 1 && (kwnames == NULL || PyTuple_GET_SIZE(kwnames) == 0)) {
         ms = nargs == 1 ? timeout_ms(args[0]) : -1;
     }
+    if (w->stats != NULL) {
+        lw_loopstats_span(w->stats, busy, now);
+    }
     if (lw_span_is_long(w, busy, now)) {
         lw_adopt_thread(w);
         lw_span_end(watch, busy, now);
@@ -198,6 +202,9 @@ probe_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
     if (ms == 0) {
         lw_mark_busy(w, now);
         w->gil_ns = 0;
+        if (w->stats != NULL) {
+            w->stats->mark_ns = now;
+        }
         return probe_epoll(self, w, ms, args, nargsf, kwnames);
     }
     atomic_store_explicit(&w->busy, 0, memory_order_release);
@@ -211,6 +218,9 @@ probe_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
         lw_mark_busy(w, lw_now_ns());
     }
     lw_adopt_thread(w);
+    if (w->stats != NULL) {
+        w->stats->mark_ns = atomic_load_explicit(&w->busy, memory_order_relaxed);
+    }
     Py_DECREF(watch);
     return result;
 }

@@ -41,6 +41,7 @@ typedef struct lw_watch {
     _Atomic uint64_t min_threshold, interval; /* of the open scopes */
     enum lw_kind kind;
     uint64_t gil_ns; /* the loop's own thread only: at the span's begin it waited so long for the GIL, 0 unknown */
+    struct lw_loopstats *stats; /* borrowed from the Watch, NULL: not counted; written with the GIL held */
     lw_slot *slot; /* borrowed; written by the loop's own thread, NULL: not registered */
     /* under the slot's lock */
     int pinned;

@@ -60,6 +60,8 @@ class Watch:
     ) -> Scope: ...
     def busy(self) -> None: ...  # trio: after_io_wait
     def idle(self) -> None: ...  # trio: before_io_wait
+    def stats_open(self) -> LoopStats: ...  # count spans and callbacks from now on
+    def stats_close(self) -> None: ...  # once for each stats_open()
     def abandon(self) -> None: ...  # the loop is being closed: take the probe away, keep findings
 
 def set_hang_report(after_ns: int, fd: int) -> None:
@@ -193,3 +195,59 @@ def alloc_read() -> list[tuple[list[RawFrame], str | None, int, int, int, int]]:
     """The samples not freed yet: stack, coroutine, size, bytes it stands for, born (monotonic ns), id of the stack."""
 
 def alloc_info() -> dict[str, Any]: ...  # on, live, taken, dropped, sample_bytes, started_ns
+
+# --- what the monitor counts ---
+
+class RawHistogram(TypedDict):
+    count: int
+    sum_ns: int
+    max_ns: int
+    buckets: list[tuple[int, int]]  # first value beyond it (ns), how many; empty ones are left out
+
+class RawLoopStats(TypedDict):
+    lag: RawHistogram  # busy spans
+    callbacks: RawHistogram  # empty where the loop runs callbacks of its own (uvloop, trio)
+    ready: int | None
+    timers: int | None
+    since_ns: int
+    now_ns: int
+    open: bool  # counted still
+
+class LoopStats:
+    """Histograms of one loop's spans and callbacks."""
+
+    loop: Any
+    def read(self) -> RawLoopStats: ...
+
+class RawTaskGroup(TypedDict):
+    number: int  # from 1 on; 0: the tasks that found no group
+    coro: str | None
+    born: int
+    pending: int
+    retained: int  # done, and something still holds them
+    returned: int
+    failed: int
+    cancelled: int
+    destroyed: int  # freed while pending
+    unretrieved: int  # of those freed: failed, and nobody asked for the exception
+    unretrieved_held: int
+    held: int
+    steps: int
+    busy_ns: int
+    longest_ns: int
+    oldest_ns: int
+    age_sum_ns: int
+    sites: list[tuple[RawFrame | None, str, int]]  # where they wait, type of what they wait for, how many
+    examples: list[Any]  # at most three records of the oldest pending ones: call them for the task
+
+class TaskSampler:
+    """Looks at all tasks of the tracked loops, slice by slice."""
+
+    def step(self, budget_ns: int) -> bool: ...  # whether all were looked at
+    def result(self) -> list[RawTaskGroup]: ...
+
+def count_tasks(delta: int) -> None: ...  # 1: count tasks by coroutine from now on, -1: no longer
+def task_sampler() -> TaskSampler: ...
+def task_group_frames(number: int) -> list[RawFrame]: ...  # creation stack of a group
+def handle_run_active() -> bool: ...
+def future_end(future: Any) -> tuple[str, bool]: ...  # unknown pending returned failed cancelled; never retrieved
