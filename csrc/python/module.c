@@ -8,6 +8,7 @@
 #include "watch.h"
 
 #include "../core/saferead.h"
+#include "capture.h"
 #include "creation.h"
 #include "awaits.h"
 #include "layout.h"
@@ -106,6 +107,7 @@ static PyObject *
 shutdown(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     Py_BEGIN_ALLOW_THREADS lw_watchdog_stop();
+    lw_capture_stop();
     Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 

@@ -19,6 +19,9 @@ lw_adopt_thread(lw_watch *w)
     uintptr_t tstate = (uintptr_t)PyThreadState_Get();
     if (atomic_load_explicit(&w->tstate, memory_order_relaxed) != tstate) {
         atomic_store(&w->tid, (int)syscall(SYS_gettid));
+        lw_watch_lock(w);
+        w->ident = PyThread_get_thread_ident();
+        lw_watch_unlock(w);
         atomic_store(&w->tstate, tstate);
     }
 }
