@@ -231,7 +231,7 @@ void
 lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64_t *busy, uint64_t interval)
 {
     evidence ev;
-    lw_callback where = {-1, -1, 0, 0, 0};
+    lw_callback where = {.index = -1, .total = -1};
     lw_segment *seg = s->n ? &s->segs[s->n - 1] : NULL;
     uint64_t now = lw_now_ns();
     uint64_t share = s->last_ns ? now - s->last_ns : interval;
@@ -247,7 +247,7 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
     weigh(s, tstate, tid, now, &ev);
     walk.n = walk.omitted = walk.moved = 0;
     if (lw_layout_ok() && lw_walk_stack(tstate, &walk) == 0) {
-        lw_callback_where(&walk, &where);
+        lw_callback_where(&walk, tstate, s->loop, &where);
         n = decode(s, &walk, seg);
     }
     else {

@@ -69,6 +69,7 @@ typedef struct {
 } lw_segment;
 
 typedef struct {
+    uintptr_t loop;             /* the loop object, where its running task is looked up by it; else 0 */
     uint64_t span;              /* busy_since of the span sampled; 0 = none */
     uint64_t last_ns;           /* of the newest sample */
     uint64_t delay_at, delay_ns; /* run-delay counter: when read, and its value, before the span's first sample */

@@ -152,8 +152,14 @@ lw_drain_generic(void *unused)
 static int
 attach(Watch *self)
 {
-    if (self->w.kind == LW_EPOLL || self->w.kind == LW_SELECTOR) {
-        lw_layout_asyncio();
+    lw_layout_asyncio();
+    self->w.sampler.loop = 0;
+    if (self->w.kind == LW_TRIO) {
+        lw_layout_trio();
+    }
+    else if (self->w.kind == LW_UV || self->w.kind == LW_GENERIC) {
+        lw_layout_running_task(self->loop);
+        self->w.sampler.loop = (uintptr_t)self->loop;
     }
     lw_adopt_thread(&self->w);
     atomic_store(&self->w.busy, lw_now_ns()); /* whoever opens a scope in a loop's thread is working */
