@@ -178,7 +178,7 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
     uint64_t duration = until - from, starved = 0, stopped = 0;
     lw_sched sched;
     PyObject *segments = NULL, *item = NULL;
-    int tid = atomic_load(&self->w.tid);
+    int tid = atomic_load(&self->w.tid), captured = 0;
 
     if (self->w.kind == LW_EPOLL || self->w.kind == LW_SELECTOR) {
         int inside = s->n == 0;
@@ -211,6 +211,7 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
         if (right <= left) {
             continue;
         }
+        captured += seg->captured;
         item = segment_dict(seg, &s->text, cause_of(s, i, starved * 10 > duration), right - left);
         if (item == NULL || PyList_Append(segments, item) < 0) {
             goto fail;
@@ -225,12 +226,12 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
         }
         Py_CLEAR(item);
     }
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:k,s:i,s:N,s:I}", "start_ns", (unsigned long long)from,
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:k,s:i,s:N,s:I,s:i}", "start_ns", (unsigned long long)from,
                          "wall_ns", (unsigned long long)(lw_wall_ns() - (lw_now_ns() - from)), "duration_ns",
                          (unsigned long long)duration, "threshold_ns", (unsigned long long)threshold, "stopped_ns",
                          (unsigned long long)stopped, "starved_ns", (unsigned long long)starved, "stall",
                          stall ? Py_True : Py_False, "thread_ident", PyThread_get_thread_ident(), "thread_native_id",
-                         tid, "segments", segments, "dropped", (unsigned)s->dropped);
+                         tid, "segments", segments, "dropped", (unsigned)s->dropped, "captured", captured);
 fail:
     Py_XDECREF(item);
     Py_XDECREF(segments);

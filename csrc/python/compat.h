@@ -49,6 +49,8 @@ typedef struct {
     size_t in_gil;            /* interp: pointer to the GIL; unused when gil_fixed */
     uintptr_t gil_fixed;      /* the GIL's address where it is process-wide */
     size_t gil_holder, gil_locked, gil_size;
+    size_t ts_size;           /* what is public of a thread state */
+    size_t dk_index_bits, dk_count, dk_entries; /* a dict's keys, before 3.14; dk_entries 0: not known */
 } lw_layout;
 
 /* The newest release these layouts were tried on. */
@@ -56,6 +58,9 @@ typedef struct {
 
 #ifdef LW_COMPAT_INTERNALS
 
+#if PY_VERSION_HEX < 0x030E0000
+#include <internal/pycore_dict.h>
+#endif
 #if PY_VERSION_HEX < 0x030D0000
 #include <internal/pycore_frame.h>
 #include <internal/pycore_interp.h>
@@ -151,6 +156,12 @@ lw_compat_layout(lw_layout *l)
     l->gil_holder = d->interpreter_state.gil_runtime_state_holder - d->interpreter_state.gil_runtime_state;
     l->gil_locked = d->interpreter_state.gil_runtime_state_locked - d->interpreter_state.gil_runtime_state;
 #endif
+#if PY_VERSION_HEX < 0x030E0000 /* later the running task stands in the thread state */
+    l->dk_index_bits = offsetof(PyDictKeysObject, dk_log2_index_bytes);
+    l->dk_count = offsetof(PyDictKeysObject, dk_nentries);
+    l->dk_entries = offsetof(PyDictKeysObject, dk_indices);
+#endif
+    l->ts_size = sizeof(PyThreadState);
     l->fr_size = l->fr_locals;
     l->co_size = l->co_code;
     return NULL;

@@ -8,6 +8,7 @@
 #include "watch.h"
 
 #include "../core/saferead.h"
+#include "capture.h"
 #include "creation.h"
 #include "allocs.h"
 #include "awaits.h"
@@ -119,6 +120,7 @@ shutdown(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     lw_allocs_pause();
     Py_BEGIN_ALLOW_THREADS lw_watchdog_stop();
+    lw_capture_stop();
     Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 

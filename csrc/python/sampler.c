@@ -163,13 +163,13 @@ decode(lw_sampler *s, const lw_walk *w, const lw_segment *before)
 }
 
 static int
-same_stack(const lw_segment *seg, int n)
+same_stack(const lw_segment *seg, const lw_frame *frames, int n)
 {
     if (seg->nframes != n) {
         return 0;
     }
     for (int i = 0; i < n; i++) {
-        if (seg->frames[i].code != decoded[i].code || seg->frames[i].line != decoded[i].line) {
+        if (seg->frames[i].code != frames[i].code || seg->frames[i].line != frames[i].line) {
             return 0;
         }
     }
@@ -231,7 +231,7 @@ void
 lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64_t *busy, uint64_t interval)
 {
     evidence ev;
-    lw_callback where = {-1, -1, 0, 0, 0};
+    lw_callback where = {.index = -1, .total = -1};
     lw_segment *seg = s->n ? &s->segs[s->n - 1] : NULL;
     uint64_t now = lw_now_ns();
     uint64_t share = s->last_ns ? now - s->last_ns : interval;
@@ -247,7 +247,7 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
     weigh(s, tstate, tid, now, &ev);
     walk.n = walk.omitted = walk.moved = 0;
     if (lw_layout_ok() && lw_walk_stack(tstate, &walk) == 0) {
-        lw_callback_where(&walk, &where);
+        lw_callback_where(&walk, tstate, s->loop, &where);
         n = decode(s, &walk, seg);
     }
     else {
@@ -267,7 +267,7 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
         return; /* the span ended while we looked: whatever we saw may be of the next one */
     }
     lw_count_samples++;
-    if (seg == NULL || !same_stack(seg, n) || seg->handle != where.handle || seg->index != where.index) {
+    if (seg == NULL || !same_stack(seg, decoded, n) || seg->handle != where.handle || seg->index != where.index) {
         seg = new_segment(s, &walk, n, &where, now);
         if (seg == NULL) {
             s->dropped++;
@@ -299,6 +299,47 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
     seg->samples++;
     seg->last_ns = now;
     s->last_ns = now;
+}
+
+/* A thread that runs Python code gives the GIL up this soon, five times its switch interval at the latest. */
+#define SOON_NS UINT64_C(25000000)
+
+void
+lw_sampler_captured(lw_sampler *s, const lw_frame *frames, int n, int omitted, const lw_textbuf *text,
+                    uint64_t after_ns)
+{
+    lw_segment *seg = s->n > 0 ? &s->segs[s->n - 1] : NULL, *before = s->n > 1 ? seg - 1 : NULL;
+    if (seg == NULL || seg->nframes > 0) {
+        return;
+    }
+    if (after_ns < SOON_NS) {
+        seg->vote_ns[LW_PYTHON] += seg->vote_ns[LW_C_CALL];
+        seg->vote_ns[LW_C_CALL] = 0;
+    }
+    if (before != NULL && same_stack(before, frames, n)) {
+        for (int c = 0; c < LW_CAUSES; c++) {
+            before->vote_ns[c] += seg->vote_ns[c];
+        }
+        before->samples += seg->samples;
+        before->running += seg->running;
+        before->syscall = seg->syscall >= 0 ? seg->syscall : before->syscall;
+        before->last_ns = seg->last_ns;
+        s->n--;
+        return;
+    }
+    lw_frame *kept = lw_arena_take(&s->arena, (size_t)n * sizeof(lw_frame));
+    if (kept == NULL) {
+        return;
+    }
+    for (int i = 0; i < n; i++) {
+        kept[i] = frames[i];
+        kept[i].file = frames[i].file ? lw_textbuf_add(&s->text, text->base + frames[i].file) : 0;
+        kept[i].name = frames[i].name ? lw_textbuf_add(&s->text, text->base + frames[i].name) : 0;
+    }
+    seg->frames = kept;
+    seg->nframes = n;
+    seg->omitted = omitted;
+    seg->captured = 1;
 }
 
 enum lw_cause

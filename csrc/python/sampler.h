@@ -55,6 +55,7 @@ typedef struct {
     uint64_t first_ns, last_ns; /* of its samples */
     uint64_t vote_ns[LW_CAUSES];
     uint32_t samples, changed, running;
+    int captured;               /* its stack was taken under the GIL (capture.h) */
     long syscall;               /* the last one seen that counted as system call; -1 none */
     int waited;                 /* for the GIL, at the newest sample */
     int nframes, omitted;
@@ -68,6 +69,7 @@ typedef struct {
 } lw_segment;
 
 typedef struct {
+    uintptr_t loop;             /* the loop object, where its running task is looked up by it; else 0 */
     uint64_t span;              /* busy_since of the span sampled; 0 = none */
     uint64_t last_ns;           /* of the newest sample */
     uint64_t delay_at, delay_ns; /* run-delay counter: when read, and its value, before the span's first sample */
@@ -86,6 +88,9 @@ void lw_sampler_begin(lw_sampler *s, uint64_t span);
 /* Take one sample of thread TID whose state is at TSTATE.  busy: where its
  * span's beginning is kept; the sample is thrown away when that changed. */
 void lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64_t *busy, uint64_t interval);
+/* What a capture saw of the present span, AFTER_NS after it was asked for: the stack of the samples that have none yet. */
+void lw_sampler_captured(lw_sampler *s, const lw_frame *frames, int n, int omitted, const lw_textbuf *text,
+                         uint64_t after_ns);
 void lw_sampler_baseline(lw_sampler *s, int tid, uint64_t now);
 extern _Atomic uint64_t lw_count_samples, lw_count_failed;
 enum lw_cause lw_segment_cause(const lw_segment *seg);

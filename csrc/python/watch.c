@@ -20,6 +20,9 @@ lw_adopt_thread(lw_watch *w)
     uintptr_t tstate = (uintptr_t)PyThreadState_Get();
     if (atomic_load_explicit(&w->tstate, memory_order_relaxed) != tstate) {
         atomic_store(&w->tid, (int)syscall(SYS_gettid));
+        lw_watch_lock(w);
+        w->ident = PyThread_get_thread_ident();
+        lw_watch_unlock(w);
         atomic_store(&w->tstate, tstate);
     }
 }
@@ -150,8 +153,14 @@ lw_drain_generic(void *unused)
 static int
 attach(Watch *self)
 {
-    if (self->w.kind == LW_EPOLL || self->w.kind == LW_SELECTOR) {
-        lw_layout_asyncio();
+    lw_layout_asyncio();
+    self->w.sampler.loop = 0;
+    if (self->w.kind == LW_TRIO) {
+        lw_layout_trio();
+    }
+    else if (self->w.kind == LW_UV || self->w.kind == LW_GENERIC) {
+        lw_layout_running_task(self->loop);
+        self->w.sampler.loop = (uintptr_t)self->loop;
     }
     lw_adopt_thread(&self->w);
     atomic_store(&self->w.busy, lw_now_ns()); /* whoever opens a scope in a loop's thread is working */

@@ -14,6 +14,7 @@
 #include "../core/procfs.h"
 #include "../core/saferead.h"
 #include "../core/sysname.h"
+#include "capture.h"
 #include "hang.h"
 #include "layout.h"
 
@@ -161,6 +162,7 @@ look_closely(lw_watch *w, uint64_t busy, uint64_t now)
     if (now >= w->next_ns || s->n == 0) {
         lw_sampler_sample(s, atomic_load(&w->tstate), tid, &w->busy, interval);
         w->next_ns = now + (age / 64 > interval ? age / 64 : interval);
+        lw_capture_ask(w, busy, now);
     }
     if (report != 0 && age >= (s->hang_next ? s->hang_next : report)) {
         s->hang_next = (s->hang_next ? s->hang_next : report) * 2;
@@ -363,6 +365,7 @@ fork_child(void)
     atomic_store(&planned, 0);
     delay_read = earliest = idle_since = 0;
     stress.interval = 0;
+    lw_capture_fork();
     lw_registry_child(forking_tid, (int)syscall(SYS_gettid));
 }
 
@@ -434,8 +437,8 @@ lw_watchdog_stop(void)
 int
 lw_watchdog_add(lw_watch *w)
 {
-    w->next_ns = w->spans_seen = w->stop_seen = 0;
-    return lw_watchdog_start() < 0 ? -1 : lw_registry_add(w);
+    w->next_ns = w->spans_seen = w->stop_seen = w->asked_span = 0;
+    return lw_watchdog_start() < 0 || lw_capture_start() < 0 ? -1 : lw_registry_add(w);
 }
 
 void
@@ -458,7 +461,10 @@ int
 lw_watchdog_after_fork(void)
 {
     lw_mem_init();
-    return lw_registry_count() ? lw_watchdog_start() : 0;
+    if (lw_registry_count() == 0) {
+        return 0;
+    }
+    return lw_watchdog_start() < 0 || lw_capture_start() < 0 ? -1 : 0;
 }
 
 void

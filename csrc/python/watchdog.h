@@ -46,6 +46,8 @@ typedef struct lw_watch {
     /* under the slot's lock */
     int pinned;
     uint64_t next_ns, spans_seen;
+    unsigned long ident; /* of its thread, for capture.h */
+    uint64_t asked_span, asked_at; /* a capture is asked for; 0: none */
     uint64_t stop_seen; /* stops of the process up to here are taken down */
     lw_sampler sampler;
     /* generic: a finished span that waits to be handed over */

@@ -60,7 +60,7 @@ def block_from_raw(
         stopped=raw["stopped_ns"] / _SECOND,
         starved=raw["starved_ns"] / _SECOND,
         stall=raw["stall"],
-        missing_reason=None if main else _missing_reason(raw),
+        missing_reason=_captured_reason(raw) if main else _missing_reason(raw),
     )
 
 
@@ -171,6 +171,16 @@ def _callbacks(segments: Sequence[Segment]) -> tuple[int | None, tuple[str, floa
     covered = sum(part.duration for part in segments)
     scattered = len(shares) > 1 and shares[worst] <= covered / 2
     return total if total is not None else len(shares), (names[worst], shares[worst]), scattered
+
+
+def _captured_reason(raw: "RawBlock") -> str | None:
+    """What the reader of a stack must know about it; None where it was read as it was."""
+    if not raw.get("captured"):
+        return None
+    return (
+        "the stack was captured under the GIL, as it cannot be read from outside: it may be later than the block's "
+        f"start, and of a C call that holds the GIL it shows the moment after ({_core.LAYOUT})"
+    )
 
 
 def _missing_reason(raw: "RawBlock") -> str:
