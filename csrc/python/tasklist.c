@@ -150,7 +150,7 @@ static const char two_tasks[] = "import asyncio\n"
                                 "async def c(): pass\n"
                                 "co, co2 = c(), c()\n"
                                 "loop = L()\n"
-                                "task, task2 = asyncio.Task(co, loop=loop), asyncio.Task(co2, loop=loop)\n"
+                                "task, task2 = asyncio.Task(co, loop=loop, name='loopwatch-1'), asyncio.Task(co2, loop=loop, name='loopwatch-2')\n"
                                 "task._log_destroy_pending = task2._log_destroy_pending = False\n"
                                 "co.close(); co2.close()\n";
 

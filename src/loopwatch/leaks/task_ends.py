@@ -20,7 +20,7 @@ from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.task_findings import indented
 from loopwatch.leaks.task_scopes import BornTasks, Scope, Token, check_scope
 from loopwatch.loops import running_loop
-from loopwatch.stacks import format_stack, frames_from_raw, module_of, qualified_name, user_frame
+from loopwatch.stacks import format_stack, frames_from_raw, making_module, qualified_name, user_frame
 
 __all__ = ["DestroyedTask", "DestroyedTaskKind", "TaskException", "TaskExceptionKind"]
 
@@ -38,13 +38,13 @@ class _EndedTask(Leak):
         return None if frame is None else (frame.filename, frame.lineno or 0, qualified_name(frame))
 
     def labels(self) -> Mapping[str, list[str]]:
-        place = self.place()
+        module = making_module(self.creation_stack or self.stack or ())
         return {
             "name": [self.name],
             "qualname": [self.qualname] if self.qualname else [],
             "stack": [qualified_name(frame) for frame in self.stack or ()],
             "creator": [qualified_name(frame) for frame in self.creation_stack or ()],
-            "module": [] if place is None else [module_of(place[0])],
+            "module": [module] if module else [],
         }
 
     def _stacks(self, heading: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from loopwatch.findings import place_text
 from loopwatch.leaks.kinds import Leak
-from loopwatch.stacks import format_stack, module_of, qualified_name, user_frame
+from loopwatch.stacks import format_stack, is_library, making_module, qualified_name, user_frame
 
 __all__ = ["LeakedTask", "TaskState"]
 
@@ -68,29 +68,37 @@ class LeakedTask(Leak):
         return f"No creation stack available{reason}"
 
     def place(self) -> tuple[str, int, str] | None:
-        frame = user_frame(self.creation_stack or self.current_stack or ())
+        frame = user_frame(self._telling_stack())
         return None if frame is None else (frame.filename, frame.lineno or 0, qualified_name(frame))
+
+    def _telling_stack(self) -> list[FrameSummary]:
+        """The creation stack; but where a library created the task (a server for a connection), its own stack."""
+        creation, current = self.creation_stack or [], self.current_stack or []
+        frame = user_frame(creation)
+        if frame is None or (is_library(frame.filename) and not all(is_library(one.filename) for one in current)):
+            return current
+        return creation
 
     def headline(self) -> str:
         parts = [f"task {self.name!r}"]
         if self.qualname:
             parts.append(f"of {self.qualname}()")
-        if self.creation_stack:
+        if self.creation_stack and self._telling_stack() is self.creation_stack:
             parts.append(f"created at {place_text(self.place())}")
+        elif self.current_stack:
+            parts.append(f"suspended at {place_text(self.place())}")
         if self.wait:
             parts.append(f"waits for {self.wait}")
         return ", ".join([" ".join(parts[:2]), *parts[2:]])
 
     def labels(self) -> Mapping[str, list[str]]:
-        place = self.place()
-        modules = [self.module] if self.module else []
-        modules += [] if place is None else [module_of(place[0])]
+        modules = [self.module, making_module(self.creation_stack or self.current_stack or ())]
         return {
             "name": [self.name],
             "qualname": [self.qualname] if self.qualname else [],
             "stack": [qualified_name(frame) for frame in self.current_stack or ()],
             "creator": [qualified_name(frame) for frame in self.creation_stack or ()],
-            "module": modules,
+            "module": [module for module in modules if module],
         }
 
     def __str__(self) -> str:
