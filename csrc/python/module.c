@@ -176,6 +176,7 @@ static int (*const concepts[])(PyObject *) = {
     lw_creation_init,
     lw_objects_init,
     lw_awaits_init,
+    lw_reach_init,
     lw_tasks_init,
     lw_taskfactory_init,
     lw_tasklist_init,
@@ -203,9 +204,6 @@ core_exec(PyObject *module)
         PyErr_SetString(PyExc_ImportError, "loopwatch._core is loaded already and cannot be loaded twice in a process");
         return -1;
     }
-    if (lw_layout_init() < 0 || lw_watch_init(module) < 0 || lw_probe_select_init(module) < 0
-        || lw_creation_init(module) < 0 || lw_awaits_init(module) < 0 || lw_reach_init(module) < 0) {
-        return -1;
     for (size_t i = 0; i < sizeof(concepts) / sizeof(concepts[0]); i++) {
         if (concepts[i](module) < 0) {
             return -1;

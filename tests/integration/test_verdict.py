@@ -5,10 +5,9 @@ import gc
 from typing import Any
 
 import pytest
-
 from targets import verdict_shapes
-from loopwatch import _core
 
+from loopwatch import _core
 
 
 def proved(loop_factory: Any, shape: verdict_shapes.Shape) -> tuple[set[str], set[str]]:
