@@ -45,7 +45,7 @@ def _is_plain_selector_loop(loop: Any) -> bool:
     return (
         kind.__module__.startswith("asyncio.")
         and isinstance(loop, asyncio.SelectorEventLoop)
-        and getattr(kind._run_once, "__module__", "") == "asyncio.base_events"  # type: ignore[attr-defined]
+        and getattr(kind._run_once, "__module__", "") == "asyncio.base_events"
         and type(loop._selector).__module__ == "selectors"  # type: ignore[attr-defined]
         and isinstance(loop._ready, deque)  # type: ignore[attr-defined]
         and isinstance(loop._scheduled, list)  # type: ignore[attr-defined]

@@ -60,7 +60,7 @@ def recognise(loop: Any, awaited: Any, raw: Sequence[Any], links: Sequence[Any])
             found = known(loop, awaited, link) or found
     if found is not None:
         return found
-    return _shield(awaited) or jobs.job_of(awaited, Found) or _timer_of(loop, awaited) or _bare(awaited)
+    return _shield(awaited) or jobs.job_of(awaited, Found) or _timer_of(loop, awaited) or _bare(loop, awaited, raw)
 
 
 def names_of(tasks: Iterable[Any]) -> list[str]:
@@ -242,6 +242,12 @@ def _process(loop: Any, awaited: Any, link: Any) -> Found | None:
     return Found("process", f"waits for process {pid} to end", {"pid": pid})
 
 
+@rule("subprocess", "Process.wait")
+def _process_of_other_loops(loop: Any, awaited: Any, link: Any) -> Found | None:
+    pid = getattr(_core.frame_local(link, "self"), "pid", None)
+    return Found("process", f"waits for process {pid} to end", {"pid": pid})
+
+
 @rule("base_events", "Server.serve_forever", "Server.wait_closed")
 def _server(loop: Any, awaited: Any, link: Any) -> Found | None:
     server = _core.frame_local(link, "self")
@@ -302,7 +308,12 @@ def deadline_of(loop: Any, task: Any) -> float | None:
     return min(dues, default=None)
 
 
-def _bare(awaited: Any) -> Found:
+def _bare(loop: Any, awaited: Any, raw: Sequence[Any]) -> Found:
     kind = type(awaited)
+    detail = {"repr": _repr(awaited)}
+    if raw and raw[-1][0].startswith("<"):  # compiled code, such as uvloop's: only its name is known
+        return Found("future", f"waits in {raw[-1][1]}", detail)
     name = "a future" if kind is asyncio.Future else f"a future of type {kind.__module__}.{kind.__qualname__}"
-    return Found("future", f"waits for {name} that no part of asyncio stands behind", {"repr": _repr(awaited)})
+    if not hasattr(loop, "_scheduled"):
+        return Found("future", f"waits for {name} ({type(loop).__module__} does not show what is behind it)", detail)
+    return Found("future", f"waits for {name} that no part of asyncio stands behind", detail)
