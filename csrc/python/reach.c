@@ -13,11 +13,13 @@ enum {
     UNDER_WAY = 2,  /* rule 4; implies REACHED */
     KEPT = 4,       /* only for rule 6: by a suspended task that is not live */
     BARRIER = 8,    /* reached, but never gone into: asyncio's registries, the caller's own list */
-    GLOBALS = 16,   /* a module's or function's global dictionary */
-    OURS = 32,      /* a type of loopwatch */
+    COMMON = 16,    /* rule 4, where "leads to" stops: modules, types, loops, global dictionaries */
+    OURS = 32,      /* of a type of loopwatch */
     RUNNING = 64,   /* a generator that executes: its frame is a running frame, whatever traversal shows */
     LIVE_TASK = 128,
     SUSPENDED = 256, /* a task, by the definition of the header */
+    TASK = 512,
+    HANDLE = 1024,
 };
 
 typedef struct {
@@ -34,9 +36,14 @@ typedef struct {
 } waiting;
 
 #define NONE UINT32_MAX
+#define TYPES 1024 /* a power of two */
 
 typedef struct {
     node *nodes; /* owned */
+    struct {
+        PyTypeObject *type;
+        uint32_t flags;
+    } types[TYPES]; /* by address: what their objects get as flags */
     uint32_t n;
     uint32_t *table; /* owned */
     size_t mask;
@@ -154,21 +161,13 @@ reach(graph *g, uint32_t at, int bits)
     g->stack[g->depth++] = at;
 }
 
-/* Rule 4: where "leads to" stops. */
-static inline int
-is_common_ground(const graph *g, const node *to)
-{
-    return (to->flags & GLOBALS) || PyModule_Check(to->object) || PyType_Check(to->object)
-           || PyObject_TypeCheck(to->object, g->loop_type);
-}
-
 static int
 mark_edge(PyObject *object, void *arg)
 {
     graph *g = arg;
     uint32_t at = object ? find(g, object) : NONE;
     if (at != NONE) {
-        reach(g, at, g->bits & UNDER_WAY && is_common_ground(g, &g->nodes[at]) ? REACHED : g->bits);
+        reach(g, at, g->bits & UNDER_WAY && g->nodes[at].flags & COMMON ? REACHED : g->bits);
     }
     return 0;
 }
@@ -194,23 +193,14 @@ mark_task_edge(PyObject *object, void *arg)
     return mark_edge(object, arg);
 }
 
-static int
-is_handle(const graph *g, const PyObject *object)
-{
-    PyTypeObject *type = Py_TYPE((PyObject *)object);
-    return PyObject_TypeCheck((PyObject *)object, g->handle_type) || strcmp(type->tp_name, "uvloop.loop.Handle") == 0
-           || strcmp(type->tp_name, "uvloop.loop.TimerHandle") == 0;
-}
-
 static void
 go_into(graph *g, uint32_t at)
 {
     node *x = &g->nodes[at];
     PyTypeObject *type = Py_TYPE(x->object);
     visitproc visit = mark_edge;
-    uint32_t of_type;
 
-    if (x->flags & (BARRIER | RUNNING)) {
+    if (x->flags & (BARRIER | RUNNING | OURS)) {
         return;
     }
     if (x->flags & UNDER_WAY && x->flags & SUSPENDED) {
@@ -220,11 +210,7 @@ go_into(graph *g, uint32_t at)
         g->tasks[x->waits].seen = 0;
         visit = mark_task_edge;
     }
-    of_type = find(g, (PyObject *)type);
-    if (of_type != NONE && g->nodes[of_type].flags & OURS) {
-        return;
-    }
-    if (is_handle(g, x->object)) {
+    if (x->flags & HANDLE) {
         x->flags |= REACHED | UNDER_WAY;
     }
     g->current = at;
@@ -255,7 +241,7 @@ future_is_live(const graph *g, const waiting *w)
         return 1; /* not tracked: anybody may hold it */
     }
     const node *future = &g->nodes[w->future];
-    if (!PyObject_TypeCheck(future->object, g->task_type)) {
+    if (!(future->flags & TASK)) {
         return (future->flags & REACHED) != 0;
     }
     return !(future->flags & SUSPENDED) || future->flags & LIVE_TASK; /* rule 3 */
@@ -368,13 +354,34 @@ set_flag(graph *g, PyObject *object, uint32_t flag)
 }
 
 static int
-is_our_type(PyObject *type)
+is_our_type(PyTypeObject *type)
 {
-    PyObject *module = ((PyTypeObject *)type)->tp_flags & Py_TPFLAGS_HEAPTYPE && ((PyTypeObject *)type)->tp_dict != NULL
-                           ? PyDict_GetItemString(((PyTypeObject *)type)->tp_dict, "__module__")
-                           : NULL; /* borrowed */
+    PyObject *module = type->tp_flags & Py_TPFLAGS_HEAPTYPE ? lw_type_lookup(type, "__module__") : NULL;
     const char *name = module != NULL && PyUnicode_Check(module) ? PyUnicode_AsUTF8(module) : NULL;
     return name != NULL && (strcmp(name, "loopwatch") == 0 || strncmp(name, "loopwatch.", 10) == 0);
+}
+
+static uint32_t
+flags_of_type(graph *g, PyTypeObject *type)
+{
+    size_t slot = ((uintptr_t)type >> 5) & (TYPES - 1);
+    if (g->types[slot].type != type) {
+        uint32_t flags = is_our_type(type) ? OURS : 0;
+        if (PyType_IsSubtype(type, g->task_type)) {
+            flags |= TASK;
+        }
+        if (PyType_IsSubtype(type, g->handle_type) || strcmp(type->tp_name, "uvloop.loop.Handle") == 0
+            || strcmp(type->tp_name, "uvloop.loop.TimerHandle") == 0) {
+            flags |= HANDLE;
+        }
+        if (PyType_IsSubtype(type, g->loop_type) || PyType_IsSubtype(type, &PyType_Type)
+            || PyType_IsSubtype(type, &PyModule_Type)) {
+            flags |= COMMON;
+        }
+        g->types[slot].type = type;
+        g->types[slot].flags = flags;
+    }
+    return g->types[slot].flags;
 }
 
 /* ALL, a reference taken over: None, or a list of tuples (callback, context), the first made for us, the others those of
@@ -478,10 +485,11 @@ take_snapshot(graph *g, PyObject *all)
         g->table[slot] = i;
         g->nodes[i].object = object;
         g->nodes[i].outside = Py_REFCNT(object) - 1; /* the list's own */
+        g->nodes[i].flags = flags_of_type(g, Py_TYPE(object));
         if (lw_is_frame_owner(object) && lw_frame_state(object, &suspended, &running) == 0 && running) {
             g->nodes[i].flags |= RUNNING;
         }
-        ntasks += PyObject_TypeCheck(object, g->task_type) != 0;
+        ntasks += (g->nodes[i].flags & TASK) != 0;
         nweakrefs += PyWeakref_Check(object) && ((PyWeakReference *)object)->wr_callback != NULL;
     }
     for (g->current = 0; g->current < g->n; g->current++) {
@@ -501,21 +509,18 @@ take_snapshot(graph *g, PyObject *all)
     for (uint32_t i = 0; i < g->n; i++) {
         PyObject *object = g->nodes[i].object;
         if (PyFunction_Check(object)) {
-            set_flag(g, PyFunction_GET_GLOBALS(object), GLOBALS);
+            set_flag(g, PyFunction_GET_GLOBALS(object), COMMON);
         }
         else if (PyModule_Check(object)) {
-            set_flag(g, PyModule_GetDict(object), GLOBALS);
-        }
-        else if (PyType_Check(object) && is_our_type(object)) {
-            g->nodes[i].flags |= OURS;
+            set_flag(g, PyModule_GetDict(object), COMMON);
         }
         else if (PyWeakref_Check(object) && ((PyWeakReference *)object)->wr_callback != NULL) {
             g->weakrefs[g->nweakrefs++] = i;
         }
-        else if (PyObject_TypeCheck(object, g->task_type)) {
+        else if (g->nodes[i].flags & TASK) {
             look_at_task(g, i);
         }
-        else if (PyObject_TypeCheck(object, g->loop_type)) {
+        else if (g->nodes[i].flags & COMMON && PyObject_TypeCheck(object, g->loop_type)) {
             leave_out_generators(g, object);
         }
     }
@@ -535,7 +540,7 @@ mark_roots(graph *g)
         if (x->outside != 0) { /* less than none is more edges than references: somebody's count cannot be trusted */
             /* a running frame holds its function, too */
             int known = (x->outside > 0 && x->outside <= (Py_ssize_t)held[i]) || PyFunction_Check(x->object);
-            reach(g, i, known || is_common_ground(g, x) ? REACHED : REACHED | UNDER_WAY);
+            reach(g, i, known || x->flags & COMMON ? REACHED : REACHED | UNDER_WAY);
         }
         if (x->flags & LIVE_TASK) {
             reach(g, i, REACHED | UNDER_WAY);
@@ -716,7 +721,8 @@ stuck(PyObject *Py_UNUSED(module), PyObject *asked)
     for (Py_ssize_t i = 0; result != NULL && i < PyList_GET_SIZE(found); i++) {
         PyObject *pair = PyList_GET_ITEM(found, i);
         int inside = PySequence_Contains(asked, PyTuple_GET_ITEM(pair, 0));
-        if (inside < 0 || (inside && PyDict_SetItem(result, PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1)) < 0)) {
+        if (inside < 0
+            || (inside && PyDict_SetItem(result, PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1)) < 0)) {
             Py_CLEAR(result);
         }
     }

@@ -252,3 +252,19 @@ def task_sampler() -> TaskSampler: ...
 def task_group_frames(number: int) -> list[RawFrame]: ...  # creation stack of a group
 def handle_run_active() -> bool: ...
 def future_end(future: Any) -> tuple[str, bool]: ...  # unknown pending returned failed cancelled; never retrieved
+# Where suspended tasks are, and whether anything alive can wake them.  A link is a coroutine, generator or the like.
+
+def await_chain(task: object) -> tuple[list[RawFrame], Any, list[Any]]:
+    """Frames and links of what a task, or a coroutine, awaits; between them the future (or other object) at the end."""
+
+def await_site(task: object) -> tuple[RawFrame, Any, int, int] | None:
+    """Its innermost frame in the program's own code, what is awaited, a hash of the chain, its depth."""
+
+def await_hashes(tasks: list[Any]) -> list[int]: ...  # of each one's chain; 0 for one that does not wait
+def frame_local(link: object, name: str, default: Any = None) -> Any: ...  # a suspended frame's variable
+def frame_state(link: object) -> str: ...  # created, suspended, running, finished, unknown
+def set_library_folders(folders: tuple[str, ...]) -> None: ...  # for await_site: what is not the program's own
+def stuck_tasks(loop: object) -> list[tuple[Any, str]]: ...  # those of a loop (None: all), with the reason
+def stuck(
+    tasks: list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any] | dict[Any, Any],
+) -> dict[Any, str]: ...
