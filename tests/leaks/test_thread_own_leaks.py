@@ -66,11 +66,11 @@ def bad() -> None:
 
 
 PROGRAMS = {
-    "clean": (clean, 1000),
-    "leaking": (leaking, 100),
-    "pool": (pool, 100),
+    "clean": (clean, 500),
+    "leaking": (leaking, 10),
+    "pool": (pool, 5),
     "dropped": (dropped, 1000),
-    "bad": (bad, 200),
+    "bad": (bad, 100),
 }
 
 
