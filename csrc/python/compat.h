@@ -41,6 +41,7 @@ typedef struct {
     size_t cf_frame;
     size_t ts_interp, ts_native_id, ts_next;
     size_t fr_previous, fr_code, fr_instr, fr_owner, fr_locals, fr_size;
+    size_t fr_stack_top; /* 3.14 +, else 0: pointer past the newest slot of a suspended frame */
     int fr_first_foreign_owner; /* owners from this one on are not Python code */
     size_t gen_frame, gen_state; /* in generators, coroutines, async generators: their own frame, and its state */
     size_t co_filename, co_qualname, co_linetable, co_firstlineno, co_code, co_size;
@@ -136,6 +137,7 @@ lw_compat_layout(lw_layout *l)
 #else
     l->gen_frame = d->gen_object.gi_iframe;
     l->gen_state = d->gen_object.gi_frame_state;
+    l->fr_stack_top = d->interpreter_frame.stackpointer;
 #endif
     l->co_filename = d->code_object.filename;
     l->co_qualname = d->code_object.qualname;
@@ -165,7 +167,8 @@ lw_untag(uintptr_t slot)
 }
 
 /* Does a slot own a reference?  3.14 and later mark the ones that do not in
- * the lowest bit. */
+ * the lowest bit (a local variable owns it instead: LOAD_FAST_BORROW), and
+ * plain ints in the lowest two. */
 static inline int
 lw_slot_owns(uintptr_t slot)
 {
@@ -175,13 +178,14 @@ lw_slot_owns(uintptr_t slot)
     return (slot & ~(uintptr_t)7) != 0 && (slot & 1) == 0;
 #endif
 }
-
-/* Can a suspended frame's value stack hold references it does not own, beside
- * the local variable that does?  (LOAD_FAST_BORROW: 3.14 and later.) */
 static inline int
-lw_frames_borrow(void)
+lw_slot_borrows(uintptr_t slot)
 {
-    return PY_VERSION_HEX >= 0x030E0000;
+#if PY_VERSION_HEX < 0x030E0000
+    return 0;
+#else
+    return (slot & ~(uintptr_t)7) != 0 && (slot & 3) == 1;
+#endif
 }
 
 /* A type's attribute as its own dictionaries hold it: borrowed, NULL without
@@ -278,6 +282,64 @@ lw_slot_offset(PyObject *type, const char *name)
     return offset;
 }
 
+/* Whether the calling thread is attached to the main interpreter, and so holds its GIL. */
+static inline int
+lw_thread_is_attached(void)
+{
+#if PY_VERSION_HEX < 0x030D0000
+    PyThreadState *ts = _PyThreadState_UncheckedGet();
+#else
+    PyThreadState *ts = PyThreadState_GetUnchecked();
+#endif
+    return ts != NULL && PyThreadState_GetInterpreter(ts) == PyInterpreterState_Main();
+}
+
+/* What a weak reference refers to: a new reference, or NULL, without an exception, when it is gone.  3.13 brought the
+ * function, 3.15 takes the old one away. */
+static inline PyObject *
+lw_weakref_get(PyObject *ref)
+{
+#if PY_VERSION_HEX < 0x030D0000
+    PyObject *target = PyWeakref_GetObject(ref);
+    return target == NULL || target == Py_None ? NULL : Py_NewRef(target);
+#else
+    PyObject *target = NULL;
+    return PyWeakref_GetRef(ref, &target) > 0 ? target : NULL;
+#endif
+}
+
+/* The table entry of a function written in C: what it is called, how, and the C function.  Every way to call it reads the
+ * entry, the specialised instructions too. */
+static inline PyMethodDef *
+lw_method_entry(PyObject *function)
+{
+    return PyCFunction_CheckExact(function) ? ((PyCFunctionObject *)function)->m_ml : NULL;
+}
+
+static inline void
+lw_set_method_entry(PyObject *function, PyMethodDef *entry)
+{
+    ((PyCFunctionObject *)function)->m_ml = entry;
+}
+
+/* How a Python function is called from C, as a type's __init__ is.  From 3.12 on there is an official way to change it,
+ * which also tells the specialised instructions. */
+static inline vectorcallfunc
+lw_function_call(PyObject *function)
+{
+    return PyFunction_Check(function) ? ((PyFunctionObject *)function)->vectorcall : NULL;
+}
+
+static inline void
+lw_set_function_call(PyObject *function, vectorcallfunc call)
+{
+#if PY_VERSION_HEX < 0x030C0000
+    ((PyFunctionObject *)function)->vectorcall = call;
+#else
+    PyFunction_SetVectorcall((PyFunctionObject *)function, call);
+#endif
+}
+
 /* Bytes that the collector keeps before an object. */
 static inline size_t
 lw_gc_header_size(PyObject *op)
@@ -308,6 +370,17 @@ lw_visit_gc_objects(int (*visit)(PyObject *, void *), void *arg, PyObject **skip
     Py_XDECREF(all);
     Py_XDECREF(gc);
     return status;
+#endif
+}
+
+/* Whether asyncio keeps a thread's tasks in a linked list (3.14 and later) or all of them in one WeakSet. */
+static inline int
+lw_tasks_in_linked_list(void)
+{
+#if PY_VERSION_HEX < 0x030E0000
+    return 0;
+#else
+    return 1;
 #endif
 }
 

@@ -111,7 +111,7 @@ static int
 grow(void)
 {
     size_t n = table.nchains ? table.nchains * 2 : FIRST_CHAINS;
-    lw_creation **chains = PyMem_Calloc(n, sizeof(*chains));
+    lw_creation **chains = PyMem_RawCalloc(n, sizeof(*chains));
     if (chains == NULL) {
         return -1;
     }
@@ -123,7 +123,7 @@ grow(void)
             chains[c->hash & (n - 1)] = c;
         }
     }
-    PyMem_Free(table.chains);
+    PyMem_RawFree(table.chains);
     table.chains = chains;
     table.nchains = n;
     return 0;
@@ -155,7 +155,7 @@ intern(const collector *found, int n, uint64_t hash)
         return NULL;
     }
     size_t size = sizeof(*c) + (size_t)n * sizeof(place);
-    c = PyMem_Malloc(size);
+    c = PyMem_RawMalloc(size);
     if (c == NULL) {
         return NULL;
     }
@@ -174,32 +174,50 @@ intern(const collector *found, int n, uint64_t hash)
     return c;
 }
 
+/* The calling thread's stack: how many places, 0 for none. */
+static int
+gather(collector *found, int skip, uint64_t *hash_out)
+{
+    uint64_t hash = 0;
+
+    found->seen = 0;
+    if (lw_layout_ok()) {
+        walk_own_frames(found, skip);
+    }
+    else {
+        walk_frame_objects(found, skip);
+    }
+    int n = collected(found);
+    for (int i = 0; i < n; i++) {
+        hash = (hash ^ found->at[i].instr) * MIX;
+    }
+    if (!lw_layout_ok()) {
+        for (int i = 0; i < n; i++) { /* offsets alone say little */
+            hash = (hash ^ (uintptr_t)found->at[i].code) * MIX;
+        }
+    }
+    *hash_out = hash ^ hash >> 32;
+    return n;
+}
+
+lw_creation *
+lw_creation_here_quiet(int skip)
+{
+    collector found;
+    uint64_t hash;
+    int n = lw_layout_ok() ? gather(&found, skip, &hash) : 0;
+    return n == 0 ? NULL : intern(&found, n, hash);
+}
+
 lw_creation *
 lw_creation_here(int skip)
 {
     collector found;
-    uint64_t hash = 0;
-
-    found.seen = 0;
-    if (lw_layout_ok()) {
-        walk_own_frames(&found, skip);
-    }
-    else {
-        walk_frame_objects(&found, skip);
-    }
-    int n = collected(&found);
+    uint64_t hash;
+    int n = gather(&found, skip, &hash);
     if (n == 0) {
         return NULL;
     }
-    for (int i = 0; i < n; i++) {
-        hash = (hash ^ found.at[i].instr) * MIX;
-    }
-    if (!lw_layout_ok()) {
-        for (int i = 0; i < n; i++) { /* offsets alone say little */
-            hash = (hash ^ (uintptr_t)found.at[i].code) * MIX;
-        }
-    }
-    hash ^= hash >> 32;
     if (table.keepers == 0) {
         return intern(&found, n, hash);
     }
@@ -242,7 +260,19 @@ lw_creation_decref(lw_creation *c)
     for (int i = 0; i < c->n; i++) {
         Py_DECREF(c->at[i].code);
     }
-    PyMem_Free(c);
+    PyMem_RawFree(c);
+}
+
+int
+lw_creation_decref_shared(lw_creation *c)
+{
+    if (c != NULL && c->refs <= 1) {
+        return 0;
+    }
+    if (c != NULL) {
+        c->refs--;
+    }
+    return 1;
 }
 
 void
@@ -274,16 +304,11 @@ lw_creation_bytes(void)
     return table.bytes + table.nchains * sizeof(*table.chains);
 }
 
-static PyObject *
-raw_frame(const place *at)
+PyObject *
+lw_code_frame(PyCodeObject *code, int offset)
 {
-    PyCodeObject *code = (PyCodeObject *)at->code;
     int line = 0, col = -1, end_line = 0, end_col = -1;
-    intptr_t offset = (intptr_t)at->instr;
-    if (lw_layout_ok()) {
-        offset -= (intptr_t)at->code + (intptr_t)lw_lay.co_code;
-    }
-    if (offset < 0 || offset > INT_MAX || !PyCode_Addr2Location(code, (int)offset, &line, &col, &end_line, &end_col)) {
+    if (offset < 0 || !PyCode_Addr2Location(code, offset, &line, &col, &end_line, &end_col)) {
         line = code->co_firstlineno;
         end_line = col = end_col = -1;
     }
@@ -291,13 +316,35 @@ raw_frame(const place *at)
                          end_line > 0 ? end_line : 0, col, end_col);
 }
 
+static PyObject *
+raw_frame(const place *at)
+{
+    intptr_t offset = (intptr_t)at->instr;
+    if (lw_layout_ok()) {
+        offset -= (intptr_t)at->code + (intptr_t)lw_lay.co_code;
+    }
+    return lw_code_frame((PyCodeObject *)at->code, offset < 0 || offset > INT_MAX ? -1 : (int)offset);
+}
+
+PyCodeObject *
+lw_creation_code(const lw_creation *c, int i)
+{
+    return c != NULL && i < c->n ? (PyCodeObject *)c->at[i].code : NULL;
+}
+
 PyObject *
 lw_creation_frames(const lw_creation *c)
 {
-    int n = c ? c->n : 0;
+    return lw_creation_frames_from(c, 0);
+}
+
+PyObject *
+lw_creation_frames_from(const lw_creation *c, int skip)
+{
+    int n = c && c->n > skip ? c->n - skip : 0;
     PyObject *list = PyList_New(n);
     for (int i = 0; list != NULL && i < n; i++) {
-        PyObject *frame = raw_frame(&c->at[n - 1 - i]);
+        PyObject *frame = raw_frame(&c->at[skip + n - 1 - i]);
         if (frame == NULL) {
             Py_CLEAR(list);
             break;

@@ -136,7 +136,9 @@ static const char probe_source[] = "import asyncio\n"
                                    "async def c(): pass\n"
                                    "co = c()\n"
                                    "name = ''.join(['loopwatch', '-layout'])\n"
-                                   "task = asyncio.Task(co, loop=L(), name=name)\n"
+                                   "import contextvars\n"
+                                   "context = contextvars.Context()\n"
+                                   "task = asyncio.Task(co, loop=L(), name=name, context=context)\n"
                                    "task._log_destroy_pending = False\n"
                                    "qualname = co.__qualname__\n"
                                    "run_once = base_events.BaseEventLoop._run_once.__code__\n"
@@ -168,6 +170,7 @@ lw_layout_asyncio(void)
     PyObject *asyncio = PyDict_GetItemString(ns, "asyncio");
     lw_alay.task_name = find_pointer(task, PyDict_GetItemString(ns, "name"));
     lw_alay.task_coro = find_pointer(task, co);
+    lw_alay.task_context = find_pointer(task, PyDict_GetItemString(ns, "context"));
     lw_alay.task_type = (uintptr_t)Py_TYPE(task);
     lw_alay.coro_qualname = find_pointer(co, PyDict_GetItemString(ns, "qualname"));
     Py_INCREF(run_once); /* kept for good: compared by address */
@@ -182,6 +185,9 @@ lw_layout_asyncio(void)
     }
     closed = PyObject_CallMethod(co, "close", NULL);
 end:
+    if (ns != NULL) {
+        PyDict_Clear(ns); /* its functions refer to it: without this the task would wait for the garbage collector */
+    }
     Py_XDECREF(closed);
     Py_XDECREF(result);
     Py_XDECREF(ns);

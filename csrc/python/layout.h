@@ -14,7 +14,7 @@
 
 /* Offsets into asyncio's objects, found by looking into one of our own; 0 = not known. */
 typedef struct {
-    size_t task_name, task_coro, coro_qualname, handle_callback;
+    size_t task_name, task_coro, task_context, coro_qualname, handle_callback;
     uintptr_t run_once_code;       /* address of BaseEventLoop._run_once's code (kept alive) */
     int local_ntodo, local_i, local_handle; /* slots in its frame, or -1 */
     uintptr_t task_type;

@@ -9,9 +9,21 @@
 
 #include "../core/saferead.h"
 #include "creation.h"
+#include "allocs.h"
 #include "awaits.h"
+#include "asyncgens.h"
 #include "layout.h"
+#include "reach.h"
+#include "openings.h"
+#include "origins.h"
+#include "tables.h"
+#include "timers.h"
+#include "futurestate.h"
+#include "loopstats.h"
 #include "objects.h"
+#include "taskstats.h"
+#include "tasklist.h"
+#include "tasks.h"
 #include "threads.h"
 
 static PyObject *
@@ -105,6 +117,7 @@ stack_of(PyObject *Py_UNUSED(module), PyObject *arg)
 static PyObject *
 shutdown(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
+    lw_allocs_pause();
     Py_BEGIN_ALLOW_THREADS lw_watchdog_stop();
     Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
@@ -166,7 +179,22 @@ static int (*const concepts[])(PyObject *) = {
     lw_creation_init,
     lw_objects_init,
     lw_awaits_init,
+    lw_reach_init,
+    lw_tasks_init,
+    lw_taskfactory_init,
+    lw_tasklist_init,
     lw_threads_init,
+    lw_allocs_init,
+    lw_loopstats_init,
+    lw_handlerun_init,
+    lw_futurestate_init,
+    lw_taskstats_init,
+    lw_tasksampler_init,
+    lw_origins_init,
+    lw_openings_init,
+    lw_tables_init,
+    lw_asyncgens_init,
+    lw_timers_init,
 };
 /* clang-format on */
 

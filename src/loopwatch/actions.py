@@ -164,7 +164,7 @@ def dispatch(
         except BaseException as error:  # pytest.fail() and sys.exit() too
             failures.append(error)
     if body is None:
-        _raise(LeakAction.RAISE in actions, report.error, failures)
+        raise_first(report.error if LeakAction.RAISE in actions else None, failures)
         return
     if not warned:
         try:
@@ -176,13 +176,17 @@ def dispatch(
             add_note(body, f"an action of loopwatch failed: {failure!r}")
 
 
-def _raise(wanted: bool, error: LeakError, failures: list[BaseException]) -> None:
+def raise_first(error: BaseException | None, failures: list[BaseException]) -> None:
+    """Raise what counts most: what ends the program or the test, the findings' error, then what an action raised.
+
+    The others go along as notes.
+    """
     raised: BaseException
     others: list[BaseException]
     ends = [failure for failure in failures if not isinstance(failure, Exception)]
     if ends:  # sys.exit(), pytest.fail()
         raised, others = ends[0], []
-    elif wanted:
+    elif error is not None:
         raised = error
         others = [failure for failure in failures if not isinstance(failure, ResourceWarning)]
     elif failures:

@@ -74,7 +74,8 @@ def short_path(filename: str) -> str:
         inside = os.path.relpath(filename)
     except (OSError, ValueError):
         return filename
-    return filename if inside.startswith("..") or filename.startswith("<") else inside
+    outside = inside.startswith("..") or filename == f"/{inside}"  # where that folder is /, too
+    return filename if outside or filename.startswith("<") else inside
 
 
 def short_place(place: Place | None) -> str:

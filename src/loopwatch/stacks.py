@@ -105,6 +105,11 @@ def _library_folders() -> tuple[str, ...]:
     return tuple(sorted(folders))
 
 
+def is_own(filename: str) -> bool:
+    """Tell whether a file is part of loopwatch."""
+    return filename.startswith(_PACKAGE)
+
+
 def is_runner(filename: str) -> bool:
     """Tell whether a file is part of what runs every program here: the loop, runpy, loopwatch."""
     if filename.startswith(("<frozen ", _PACKAGE)):

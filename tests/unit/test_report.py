@@ -15,7 +15,7 @@ from loopwatch.blocks import block_from_raw
 from loopwatch.errors import EventLoopBlockError
 from loopwatch.json_report import document, write_atomically
 from loopwatch.printable import printable, printable_source
-from loopwatch.report import Terminal, block_text, summary_text, wants_colour
+from loopwatch.report import Terminal, block_text, short_path, summary_text, wants_colour
 from loopwatch.summary import Patterns, Summary
 
 LIBRARY = "/venv/lib/python3.11/site-packages/db/core.py"
@@ -280,3 +280,12 @@ def test_nothing_printed_can_drive_a_terminal_and_json_is_exact(raw: Any, tmp_pa
 def test_what_is_seen_is_printed_as_it_is() -> None:
     assert printable("größe/日本\u3000x\xa0y 🙂.py") == "größe/日本\u3000x\xa0y 🙂.py"
     assert printable_source("a\tb\n  ^^\n") == "a\tb\n  ^^\n"
+
+
+def test_paths_are_short_where_that_helps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert short_path(str(tmp_path / "a" / "b.py")) == "a/b.py"
+    assert short_path("/usr/x.py") == "/usr/x.py"
+    assert short_path("<string>") == "<string>"
+    monkeypatch.chdir("/")
+    assert short_path("/app/x.py") == "/app/x.py"

@@ -5,72 +5,34 @@ growing pauses (a loop iteration, then 1 ms, doubling), until all is clean, or w
 is over.  ``async with`` never blocks the loop meanwhile.  Sessions end whatever happens.
 """
 
-import asyncio
-import contextlib
 import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from loopwatch.actions import Action, Handler, LeakAction, Report, Site, dispatch, parse_action
-from loopwatch.errors import LeakError, add_note
-from loopwatch.leaks.kinds import Kind, Leak, Session
-from loopwatch.leaks.suppress import Ignore, Ignores, NameFilter, first_match, fits, ignores_from, name_filter_from
+from loopwatch.actions import Action, LeakAction, Report, Site, dispatch, parse_action
+from loopwatch.errors import add_note
+from loopwatch.leaks.config import standing
+from loopwatch.leaks.kinds import Kind
+from loopwatch.leaks.suppress import Ignores, NameFilter, ignores_from, name_filter_from
+from loopwatch.leaks.waiting import (
+    Findings,
+    Rule,
+    Watched,
+    cancel_again,
+    is_cancellation,
+    judge,
+    sleep_async,
+    wait_no_more,
+)
 from loopwatch.loops import running_loop
-from loopwatch.visits import Guard, Visit, check_async, current_task
+from loopwatch.visits import Guard, Visit, check_async
 
-__all__ = ["LeakGuard", "Rule"]
+__all__ = ["LeakGuard"]
 
-_FIRST_PAUSE = 0.001
-_LONGEST_PAUSE = 0.05
-_CANCEL_GRACE = 1.0
 _LONGEST_GRACE = 1e9
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One kind with its options in one guard.  ``grace_period`` is in seconds."""
-
-    kind: Kind
-    actions: tuple[LeakAction | Handler, ...]
-    name_filter: NameFilter = None
-    ignores: tuple[Ignore, ...] = ()
-    grace_period: float = 0.1
-
-    def selects(self, leak: Leak) -> bool:
-        """Whether a leak is to be reported: its name is asked for, and nothing says to overlook it."""
-        if self.name_filter is not None and not fits(self.name_filter, leak.name):
-            return False
-        return not self.ignores or first_match(self.ignores, leak) is None
-
-
-@dataclass
-class _Watched:
-    """One rule during a visit.  ``found`` is what the last look showed, ``reason`` why waiting stopped."""
-
-    rule: Rule
-    session: Session
-    grace: float = 0.0
-    found: Sequence[Any] = ()
-    refused: Sequence[Any] = ()
-    reason: str | None = None
-
-
-@dataclass
-class Findings:
-    """What one kind left behind, at the exit.  ``survivors`` are those that were cancelled and did not end."""
-
-    rule: Rule
-    leaks: list[Any]
-    apart: list[Any]
-    reason: str | None
-    survivors: str | None = None
-
-    def error(self) -> LeakError:
-        return self.rule.kind.error.of(self.leaks, self.apart, self.reason)
 
 
 class _Visit(Visit):
@@ -79,20 +41,21 @@ class _Visit(Visit):
     def __init__(self, rules: Sequence[Rule]) -> None:
         super().__init__()
         loop = running_loop()
-        self.loop_known = loop is not None
         self.loop = _weak(loop)
-        self.watched: list[_Watched] = []
+        self.watched: list[Watched] = []
         try:
             for rule in rules:
-                self.watched.append(_Watched(rule, rule.kind.begin()))
+                self.watched.append(Watched(rule, rule.kind.begin(), rule.grace_period))
         except BaseException:
             self.abandon()
             raise
 
     def abandon(self) -> None:
         for watched in reversed(self.watched):
-            with contextlib.suppress(Exception):
+            try:
                 watched.session.end()
+            except Exception:
+                logging.getLogger("loopwatch").exception("loopwatch could not end a session of %s", watched.rule.kind)
 
 
 class LeakGuard(Guard[_Visit]):
@@ -122,11 +85,9 @@ class LeakGuard(Guard[_Visit]):
     ) -> None:
         super().__init__()
         self.name = name
-        if logger is not None and not callable(getattr(logger, "warning", None)):
-            raise TypeError(f"logger must be a logging.Logger or None, got {logger!r}")
-        self._logger = logger
+        self._logger = check_logger(logger)
         self._asynchronous = asynchronous
-        actions, names, ignores = parse_action(action), name_filter_from(name_filter), ignores_from(ignore)
+        actions, names, ignores = parse_action(action), name_filter_from(name_filter), ignores_from(ignore) + standing()
         grace = None if grace_period is None else seconds("grace_period", grace_period)
         self._rules = [
             Rule(kind, actions, names, ignores, kind.grace_period if grace is None else grace) for kind in kinds
@@ -150,7 +111,7 @@ class LeakGuard(Guard[_Visit]):
     def _rules_here(self) -> Sequence[Rule]:
         """The rules that can begin here.  Raises RuntimeError where one needs a loop and none runs."""
         for rule in self._rules:
-            if rule.kind.needs_loop and running_loop() is None:
+            if not rule.kind.can_begin():
                 raise RuntimeError(
                     f"{self.name}() was entered where no event loop runs, so there is nothing to watch: use it inside "
                     "a coroutine (`async def`), or decorate that coroutine's function with it"
@@ -161,46 +122,49 @@ class LeakGuard(Guard[_Visit]):
         return _Visit(self._rules_here())
 
     def _leave(self, visit: _Visit, body: BaseException | None, site: Callable[[], Site]) -> None:
+        found: list[Findings] = []
         try:
             if self._misplaced(visit, body):
                 return
-            for pause in _looks(visit, body):
+            for pause in judge(visit.watched, body, found):
                 time.sleep(pause)
-            found = _findings(visit)
-            for pause in _cancel(visit, found):
-                time.sleep(pause)
-            _note_survivors(visit, found)
+        except Exception as failure:
+            _pass_on(failure, body)
         finally:
             visit.abandon()
         self._report(found, body, site)
 
     async def _leave_async(self, visit: _Visit, body: BaseException | None, site: Callable[[], Site]) -> None:
+        found: list[Findings] = []
         interrupt: BaseException | None = None
         try:
             if self._misplaced(visit, body):
                 return
-            interrupt = await _pauses(_looks(visit, body))
-            found = _findings(visit)
-            cancelling = _cancel(visit, found)
-            if interrupt is None:
-                interrupt = await _pauses(cancelling)
-            else:  # ask them to end, but wait no more
-                next(cancelling, None)
-            _note_survivors(visit, found)
+            judging = judge(visit.watched, body, found)
+            for pause in judging:
+                try:
+                    await sleep_async(pause)
+                except BaseException as error:  # mostly a cancellation: it must not wait
+                    interrupt = error
+                    wait_no_more(judging)
+        except Exception as failure:
+            _pass_on(failure, body)
         finally:
             visit.abandon()
         if interrupt is None:
             self._report(found, body, site)
-        elif body is None or type(body) is type(interrupt):
-            self._report(found, body or interrupt, site)
-            if body is None:
-                raise interrupt
-        else:  # the body's exception goes on; the cancellation comes at the next await
+        elif body is None or not is_cancellation(interrupt):
+            self._report(found, interrupt, site)
+            raise interrupt
+        else:  # the body's exception goes on
             self._report(found, body, site)
-            _cancel_again(interrupt)
+            if not is_cancellation(body):
+                cancel_again(interrupt)
 
     def _misplaced(self, visit: _Visit, body: BaseException | None) -> bool:
         """Whether the visit is left where it cannot be judged: raises RuntimeError, or notes it on the body's error."""
+        if visit.inherited:
+            return True
         if not any(watched.rule.kind.needs_loop for watched in visit.watched):
             return False
         entered, here = visit.loop(), running_loop()
@@ -217,13 +181,18 @@ class LeakGuard(Guard[_Visit]):
         return True
 
     def _report(self, found: Sequence[Findings], body: BaseException | None, site: Callable[[], Site]) -> None:
+        self._keep(found)
+        for findings in found:
+            if findings.leaks:
+                self._dispatch(findings, body, site)
+
+    def _keep(self, found: Sequence[Findings]) -> None:
+        """Hold the findings for who asks; say of those that fail nothing that they were seen."""
         self.leaks = [leak for findings in found for leak in findings.leaks]
         self.apart = [leak for findings in found for leak in findings.apart]
         for findings in found:
             if findings.apart and not findings.leaks:
-                self._log(logging.INFO, "Not of this scope: %s", findings.error())
-            if findings.leaks:
-                self._dispatch(findings, body, site)
+                self._log(logging.INFO, "Seen meanwhile, not of this scope: %s", findings.error())
 
     def _dispatch(self, findings: Findings, body: BaseException | None, site: Callable[[], Site]) -> None:
         error = findings.error()
@@ -239,6 +208,27 @@ class LeakGuard(Guard[_Visit]):
             log(level, text, *args)
 
 
+def _pass_on(failure: Exception, body: BaseException | None) -> None:
+    """Raise what went wrong in the guard itself, unless the body's own exception would be lost."""
+    if body is None:
+        raise failure
+    add_note(body, f"loopwatch could not look for leaks: {failure!r}")
+
+
+def _weak(loop: object) -> Callable[[], Any]:
+    try:
+        return weakref.ref(loop)
+    except TypeError:
+        return lambda: loop
+
+
+def check_logger(logger: logging.Logger | None) -> logging.Logger | None:
+    """Raise TypeError unless it is a logger or None."""
+    if logger is not None and not callable(getattr(logger, "warning", None)):
+        raise TypeError(f"logger must be a logging.Logger or None, got {logger!r} of type {type(logger).__name__}")
+    return logger
+
+
 def seconds(name: str, value: float) -> float:
     """Check a duration in seconds, zero included.  Raises TypeError and ValueError."""
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
@@ -250,110 +240,3 @@ def seconds(name: str, value: float) -> float:
     if math.isnan(number) or number < 0 or math.isinf(number):
         raise ValueError(f"{name} must be a number of seconds, 0 or more, got {value!r}")
     return min(number, _LONGEST_GRACE)
-
-
-def _looks(visit: _Visit, body: BaseException | None) -> Generator[float, None, None]:
-    """Look until all is clean or waiting is over; yields how long to pause before each further look."""
-    for watched in visit.watched:
-        watched.grace = watched.rule.grace_period
-    yield from _until_clean(visit.watched)
-
-
-def _until_clean(watched_rules: Sequence[_Watched]) -> Generator[float, None, None]:
-    began = time.monotonic()
-    pause = 0.0
-    waiting = list(watched_rules)
-    while True:
-        passed = time.monotonic() - began
-        still: list[_Watched] = []
-        left = 0.0
-        for watched in waiting:
-            watched.found = [leak for leak in watched.session.look() if watched.rule.selects(leak)]
-            if not watched.found or passed >= watched.grace:
-                continue
-            watched.reason = watched.session.settled()
-            if watched.reason is None:
-                still.append(watched)
-                left = max(left, watched.grace - passed)
-        if not still:
-            return
-        waiting = still
-        yield min(pause, left)
-        pause = min(pause * 2, _LONGEST_PAUSE) or _FIRST_PAUSE
-
-
-def _findings(visit: _Visit) -> list[Findings]:
-    found = []
-    for watched in visit.watched:
-        apart = [leak for leak in watched.session.apart() if watched.rule.selects(leak)]
-        if watched.found or apart:
-            found.append(Findings(watched.rule, list(watched.found), apart, watched.reason))
-    return found
-
-
-def _cancel(visit: _Visit, found: Sequence[Findings]) -> Generator[float, None, None]:
-    """Cancel what is to be cancelled, and wait for it to end."""
-    asked: list[_Watched] = []
-    for watched in visit.watched:
-        if watched.found and LeakAction.CANCEL in watched.rule.actions:
-            watched.refused = watched.session.cancel(watched.found)
-            if len(watched.refused) < len(watched.found):
-                watched.grace = max(watched.rule.grace_period, _CANCEL_GRACE)
-                asked.append(watched)
-    if asked:
-        yield 0.0
-        yield from _until_clean(asked)
-
-
-def _note_survivors(visit: _Visit, found: Sequence[Findings]) -> None:
-    """Say of each kind that was to be cancelled what is still left."""
-    for findings in found:
-        watched = next(watched for watched in visit.watched if watched.rule is findings.rule)
-        if LeakAction.CANCEL not in watched.rule.actions or not watched.found:
-            continue
-        kind = watched.rule.kind
-        if len(watched.refused) == len(findings.leaks):
-            sentence = kind.refusal
-        else:
-            names = "; ".join(leak.headline() for leak in watched.found)
-            sentence = f"Cancelled, but {len(watched.found)} of {len(findings.leaks)} did not end: {names}."
-        findings.survivors = sentence
-
-
-async def _pauses(looks: Generator[float, None, None]) -> BaseException | None:
-    """Pause without blocking the loop.  A cancellation ends the waiting: it is given back after one more look."""
-    interrupt: BaseException | None = None
-    for pause in looks:
-        try:
-            await _sleep(pause)
-        except BaseException as error:
-            interrupt = error
-            break
-    return interrupt
-
-
-async def _sleep(pause: float) -> None:
-    loop = running_loop()
-    if isinstance(loop, asyncio.AbstractEventLoop):
-        await asyncio.sleep(pause)
-    elif loop is not None:
-        import trio
-
-        await trio.sleep(pause)
-    else:
-        time.sleep(pause)  # noqa: ASYNC251 - no loop that we know runs here
-
-
-def _cancel_again(interrupt: BaseException) -> None:
-    """Let a cancellation that came while the guard waited come again at the next await."""
-    task = current_task()
-    if isinstance(interrupt, asyncio.CancelledError) and isinstance(task, asyncio.Task):
-        task.uncancel()
-        task.cancel(*interrupt.args[:1])
-
-
-def _weak(loop: object) -> Callable[[], Any]:
-    try:
-        return weakref.ref(loop)
-    except TypeError:
-        return lambda: loop

@@ -12,9 +12,9 @@ from traceback import FrameSummary
 from typing import Any, ClassVar
 
 from loopwatch.errors import EventLoopBlockError, ScopeLeakError
-from loopwatch.stacks import making_module, qualified_name, user_frame
+from loopwatch.stacks import making_module, module_of, qualified_name, user_frame
 
-__all__ = ["Kind", "Leak", "Session"]
+__all__ = ["Kind", "Leak", "Session", "module_of"]
 
 
 class Leak(abc.ABC):

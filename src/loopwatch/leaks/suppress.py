@@ -4,17 +4,35 @@ An ``Ignore`` overlooks, with a reason; a name filter selects.  Both take an exa
 expression, which may match anywhere in the text (``re.search``).
 """
 
+import difflib
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Ignore", "NameFilter", "Pattern", "first_match", "ignores_from", "name_filter_from"]
+from loopwatch.stacks import is_own
+
+__all__ = ["Ignore", "Ignores", "NameFilter", "ignores_from", "name_filter_from"]
 
 Pattern = str | re.Pattern[str]
 NameFilter = Pattern | None
 _KEYS = ("name", "qualname", "stack", "creator", "module")
+_KINDS = (
+    "task",
+    "destroyed_task",
+    "task_exception",
+    "coroutine",
+    "thread",
+    "async_generator",
+    "timer",
+    "descriptor",
+    "process",
+    "loop",
+    "executor",
+    "block",
+)
 _REGEX_SIGNS = re.compile(r"\\[A-Za-z.]|\.[*+?]|^\^|\$$|\(\?|\[[^\]]+\][*+?{]|\)[*+?{|]")
 
 
@@ -43,6 +61,12 @@ class Ignore:
                 "Ignore() without anything to match would overlook every leak: give it name=, qualname=, "
                 "stack=, creator=, module= or kind="
             )
+        if self.kind is not None and self.kind not in _KINDS:
+            close = difflib.get_close_matches(str(self.kind), _KINDS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(_KINDS)}"
+            raise ValueError(f"Ignore(kind={self.kind!r}) names no kind of finding; {hint}")
+        if not isinstance(self.reason, str):
+            raise TypeError(f"Ignore(reason=...) must be a string, got {self.reason!r}")
         for key in given:
             check_pattern(f"Ignore({key}=...)", getattr(self, key))
 
@@ -62,6 +86,10 @@ class Ignore:
 class _ByName(Ignore):
     """A bare string or regular expression in ``ignore=``: the name, or the qualified name."""
 
+    def __post_init__(self) -> None:
+        name: Any = self.name
+        check_pattern("ignore", name)
+
     def matches(self, leak: Any, labels: Mapping[str, Sequence[str]] | None = None) -> bool:
         labels = leak.labels() if labels is None else labels
         assert self.name is not None
@@ -73,6 +101,8 @@ Ignores = Ignore | Pattern | Iterable[Ignore | Pattern]
 
 def ignores_from(value: object) -> tuple[Ignore, ...]:
     """Turn ``ignore=`` as users write it into entries.  Raises TypeError for what is none."""
+    if value == ():
+        return ()
     if isinstance(value, str | re.Pattern | Ignore):
         value = (value,)
     if not isinstance(value, Iterable) or isinstance(value, bytes | Mapping):
@@ -80,7 +110,7 @@ def ignores_from(value: object) -> tuple[Ignore, ...]:
             f"ignore must be a sequence of loopwatch.Ignore, strings or compiled regular expressions, got "
             f"{value!r} of type {type(value).__name__}"
         )
-    return tuple(item if isinstance(item, Ignore) else _ByName(name=check_pattern("ignore", item)) for item in value)
+    return tuple(item if isinstance(item, Ignore) else _ByName(name=item) for item in value)
 
 
 def first_match(ignores: Iterable[Ignore], leak: Any) -> Ignore | None:
@@ -119,9 +149,21 @@ def check_pattern(what: str, value: Pattern) -> Pattern:
             f"{what}={value!r} is compared as it stands and will hardly equal any name: for a regular "
             f"expression write re.compile({_raw(value)})",
             UserWarning,
-            stacklevel=2,
+            stacklevel=_outside(),
         )
     return value
+
+
+def _outside() -> int:
+    """The stacklevel, for a warning of the caller, of the code outside of loopwatch that called it."""
+    level = 1
+    while sys._getframe(level).f_back is not None and _is_inside(sys._getframe(level).f_code.co_filename):
+        level += 1
+    return level
+
+
+def _is_inside(filename: str) -> bool:
+    return is_own(filename) or filename == "<string>"  # where dataclasses write their __init__
 
 
 def _raw(text: str) -> str:

@@ -1,10 +1,14 @@
 """Memory that grows: what of, since when, and what keeps it alive."""
 
+from loopwatch.memory.allocations import Allocations, AllocationSite, AllocationTrace
 from loopwatch.memory.detector import MemoryLeakDetector
 from loopwatch.memory.process import ProcessMemory, process_memory
 from loopwatch.memory.snapshots import Growth, MemorySnapshot, TypeGrowth, growth, take_snapshot
 
 __all__ = [
+    "AllocationSite",
+    "AllocationTrace",
+    "Allocations",
     "Growth",
     "MemoryLeakDetector",
     "MemorySnapshot",

@@ -1,11 +1,13 @@
 """``MemoryLeakDetector``: snapshots with labels, tracked tasks, and a loop that looks for growth."""
 
 import asyncio
+import dataclasses
 import logging
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+from loopwatch.memory.allocations import AllocationTrace
 from loopwatch.memory.process import MEGABYTE, process_memory
 from loopwatch.memory.snapshots import Growth, MemorySnapshot, take_snapshot
 
@@ -20,6 +22,9 @@ class MemoryLeakDetector:
     max_tasks: ``monitor_loop`` warns when more tracked tasks than this are not done.  Default 100.
     memory_growth: it warns when resident memory is this fraction above its baseline.  Default 0.5, which is 50 %.
     on_warning: called with each warning's text; default: logged as a warning to the logger "loopwatch".
+    trace: "sampled" samples allocations from now on until ``close()``, so that comparisons also name the lines and the
+        tasks' coroutines that the surviving memory belongs to.  Default None.
+    sample_bytes: one sample for so many bytes allocated.  Default 512 KB.
 
     tracemalloc is used where the program runs it (``tracemalloc.start()``), and never started here: it costs several
     times what the program costs.
@@ -31,6 +36,8 @@ class MemoryLeakDetector:
         max_tasks: int = 100,
         memory_growth: float = 0.5,
         on_warning: Callable[[str], object] | None = None,
+        trace: str | None = None,
+        sample_bytes: int = 512 * 1024,
     ) -> None:
         if not _is_number(max_tasks) or max_tasks < 0:
             raise ValueError(f"max_tasks must be a number of tasks, at least 0, got {max_tasks!r}")
@@ -38,6 +45,9 @@ class MemoryLeakDetector:
             raise ValueError(f"memory_growth must be a fraction above 0 (0.5 is 50 %), got {memory_growth!r}")
         if on_warning is not None and not callable(on_warning):
             raise TypeError(f"on_warning must be callable or None, got {on_warning!r}")
+        if trace not in (None, "sampled"):
+            raise ValueError(f"trace must be None or 'sampled', got {trace!r}")
+        self.trace = AllocationTrace(sample_bytes).start() if trace == "sampled" else None
         self.snapshots: dict[str, MemorySnapshot] = {}
         self.baseline_memory = 0.0
         self._max_tasks = max_tasks
@@ -48,6 +58,8 @@ class MemoryLeakDetector:
     def take_snapshot(self, label: str) -> MemorySnapshot:
         """Look at what lives now and keep it under a label; an earlier one of the same label is replaced."""
         snapshot = take_snapshot(label)
+        if self.trace is not None and self.trace.on:
+            snapshot = dataclasses.replace(snapshot, allocations=self.trace.read())
         self.snapshots[label] = snapshot
         return snapshot
 
@@ -58,6 +70,11 @@ class MemoryLeakDetector:
                 known = ", ".join(repr(name) for name in self.snapshots) or "none yet"
                 raise KeyError(f"no snapshot is labelled {label!r}; there are: {known}")
         return Growth.between(self.snapshots[earlier], self.snapshots[later])
+
+    def close(self) -> None:
+        """End the sampling of allocations, where it was asked for.  Snapshots stay.  Idempotent."""
+        if self.trace is not None:
+            self.trace.stop()
 
     def track_task(self, task: "asyncio.Task[Any]") -> None:
         """Count this task among the active ones until it is done; it is not kept alive.  TypeError for what is none."""

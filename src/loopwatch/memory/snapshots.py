@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loopwatch import _core
+from loopwatch.memory.allocations import Allocations
 from loopwatch.memory.process import MEGABYTE, ProcessMemory, process_memory
 
 __all__ = ["Growth", "MemorySnapshot", "TypeGrowth", "growth", "take_snapshot", "type_name"]
@@ -22,7 +23,8 @@ class MemorySnapshot:
     ``rss``, ``vms``, ``uss`` and ``peak`` are in MB (of 1024 * 1024 bytes); ``objects`` gives for each type name how
     many objects the garbage collector tracked and how many bytes they were themselves; ``tasks`` how many tasks were
     not done, by the qualified name of their coroutine.  ``traced`` is a tracemalloc snapshot, where the program runs
-    tracemalloc.  ``timestamp`` is Unix time.  ``snapshot["rss"]`` is the same as ``snapshot.rss``.
+    tracemalloc; ``allocations`` what a sampling trace of the detector's showed.  ``timestamp`` is Unix time.
+    ``snapshot["rss"]`` is the same as ``snapshot.rss``.
     """
 
     label: str
@@ -34,6 +36,7 @@ class MemorySnapshot:
     objects: Mapping[str, tuple[int, int]] = field(repr=False)
     tasks: Mapping[str, int] = field(repr=False)
     traced: "tracemalloc.Snapshot | None" = field(default=None, repr=False)
+    allocations: Allocations | None = field(default=None, repr=False)
 
     def __getitem__(self, name: str) -> Any:
         if name == "snapshot":
@@ -102,6 +105,13 @@ class Growth:
             return []
         return self.later.traced.compare_to(self.earlier.traced, key)[:limit]
 
+    @property
+    def allocations(self) -> Allocations | None:
+        """What survives more than before, by line and coroutine, where allocations were sampled at both moments."""
+        if self.earlier.allocations is None or self.later.allocations is None:
+            return None
+        return self.later.allocations.since(self.earlier.allocations)
+
     def text(self, limit: int = 10) -> str:
         """A table: memory, tasks by coroutine, and the ``limit`` types that grew most, as objgraph prints growth."""
         seconds = self.later.timestamp - self.earlier.timestamp
@@ -112,6 +122,8 @@ class Growth:
         lines += _table("Tasks not done, by coroutine", self.tasks[:limit], len(self.tasks))
         lines += _table("Objects by type", self.types[:limit], len(self.types))
         traced = self.traced(limit=limit)
+        if self.allocations is not None:
+            lines.append(self.allocations.text(limit))
         if traced:
             lines += ["tracemalloc:", *(f"  {statistic}" for statistic in traced)]
         return "\n".join(lines)

@@ -1,0 +1,178 @@
+"""Child processes that still run, or ended and were not reaped."""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from loopwatch import _core
+from loopwatch.errors import ProcessLeakError
+from loopwatch.leaks import owners
+from loopwatch.leaks.kinds import Kind, Leak, Session
+from loopwatch.leaks.origins import Resource, ResourceSession, complete, creation_of, merged
+
+__all__ = ["LeakedProcess", "ProcessKind"]
+
+_STATES = {
+    "R": "running",
+    "S": "running (asleep)",
+    "D": "running (waits for a disk)",
+    "T": "stopped",
+    "t": "stopped by a debugger",
+    "I": "idle",
+    "Z": "ended, not reaped (zombie)",
+    "X": "ended",
+}
+_LONGEST_COMMAND = 200
+
+
+@dataclass(frozen=True)
+class LeakedProcess(Resource):
+    """A child process that was started and not reaped.
+
+    name: what it runs, such as "sleep", or the name of a ``multiprocessing.Process``.  pid: its process id.
+    argv: its command line; empty for a zombie.  state: the kernel's letter: "R", "S", "D", "T", "Z", ...
+    exit_status: of a zombie, the exit code, or minus the signal that ended it.
+    owner: the object that would reap it, in words; holder: who holds that, in words.
+    """
+
+    kind: ClassVar[str] = "process"
+    title: ClassVar[str] = "Process"
+    made: ClassVar[str] = "started"
+    unknown: ClassVar[str] = "it was started by C code, or past the functions that loopwatch watches"
+
+    pid: int = 0
+    argv: tuple[str, ...] = ()
+    state: str = "R"
+    exit_status: int | None = None
+    owner: str | None = None
+    holder: str | None = None
+
+    def _state_text(self) -> str:
+        text = _STATES.get(self.state, self.state)
+        if self.exit_status is None:
+            return text
+        ended = f"signal {-self.exit_status}" if self.exit_status < 0 else f"status {self.exit_status}"
+        return f"{text}, with {ended}"
+
+    def tail(self) -> str:
+        return f"pid {self.pid}, {self._state_text()}"
+
+    def facts(self) -> Iterable[tuple[str, str | None]]:
+        command = " ".join(self.argv)
+        yield "Pid", str(self.pid)
+        yield "Command", command if len(command) <= _LONGEST_COMMAND else f"{command[:_LONGEST_COMMAND]}..."
+        yield "State", self._state_text()
+        yield "Owner", self.owner or "no Python object that we know would reap it"
+        yield "Held by", self.holder
+        yield "End it with", "wait(), after terminate() if it does not end by itself"
+
+    def labels(self) -> Mapping[str, Sequence[str]]:
+        return merged(super().labels(), qualname=[self.argv[0]] if self.argv else [])
+
+
+class ProcessKind(Kind):
+    """Children of this process started under the guard, running or zombies.
+
+    The resource tracker and the fork server of ``multiprocessing`` are left out: they serve the process for its life,
+    and end with it.
+    """
+
+    name: ClassVar[str] = "processes"
+    error = ProcessLeakError
+    refusal: ClassVar[str] = "A child process is not killed from outside: terminate() it and wait() for it."
+
+    def begin(self) -> Session:
+        return _Session()
+
+
+class _Session(ResourceSession):
+    def __init__(self) -> None:
+        self._open = True
+        self._moment = _core.children_mark()
+        _core.openings_begin()
+        super().__init__()
+        self._apart: list[Leak] = []
+        self._left: list[LeakedProcess] = []
+
+    def look(self) -> list[Leak]:
+        self._apart, self._left = [], []
+        if not self._open:
+            return []
+        children = _core.children_since(self._moment)
+        if not children:
+            return []
+        servants = _servants()
+        for pid, state, _start, comm in children:
+            if pid in servants:
+                continue
+            origin = _core.started_at(pid)
+            argv = _command(pid)
+            leak = LeakedProcess(
+                name=_worker_name(pid) or (os.path.basename(argv[0]) if argv else comm),
+                creation_stack=creation_of(origin),
+                pid=pid,
+                argv=argv,
+                state=state,
+                exit_status=_status(pid) if state == "Z" else None,
+            )
+            (self._apart if self.foreign(origin) else self._left).append(leak)
+        return list(self._left)
+
+    def apart(self) -> list[Leak]:
+        if self._left:
+            found = owners.owners_of_processes(leak.pid for leak in self._left)
+            for leak in self._left:
+                owner = found.get(leak.pid)
+                if owner is not None:
+                    text = f"{type(owner).__module__}.{type(owner).__qualname__} object"
+                    complete([leak], owner=text, holder=owners.holder_of(owner, found))
+        return list(self._apart)
+
+    def end(self) -> None:
+        if self._open:
+            self._open = False
+            _core.openings_end()
+        super().end()
+
+
+def _servants() -> set[int]:
+    """The pids of processes that multiprocessing keeps for itself."""
+    found = set()
+    for module, name, attribute in (
+        ("multiprocessing.resource_tracker", "_resource_tracker", "_pid"),
+        ("multiprocessing.forkserver", "_forkserver", "_forkserver_pid"),
+    ):
+        pid = getattr(getattr(sys.modules.get(module), name, None), attribute, None)
+        if isinstance(pid, int):
+            found.add(pid)
+    return found
+
+
+def _command(pid: int) -> tuple[str, ...]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            raw = file.read(4096)
+    except OSError:
+        return ()
+    return tuple(part.decode("utf-8", "replace") for part in raw.rstrip(b"\0").split(b"\0")) if raw else ()
+
+
+def _worker_name(pid: int) -> str | None:
+    """The name of a multiprocessing.Process."""
+    children: Any = getattr(sys.modules.get("multiprocessing.process"), "_children", ())
+    for process in list(children):
+        if getattr(getattr(process, "_popen", None), "pid", None) == pid:
+            return str(process.name)
+    return None
+
+
+def _status(pid: int) -> int | None:
+    try:
+        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:
+        return None
+    if result is None:
+        return None
+    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
