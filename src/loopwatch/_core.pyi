@@ -138,9 +138,9 @@ RawThread = tuple[int, int, int, int, ThreadRecord | None, int]
 0 no, -1 not told), record, 1 if it was begun inside other scopes only."""
 
 class ThreadScope:
-    """A stretch in which threads are noted.  close() is idempotent, and restores what was hooked with the last one."""
+    """A stretch in which threads are noted.  close() is idempotent; dropping it closes it too."""
 
-    open: int
+    open: bool
     def threads(self) -> list[RawThread]: ...  # begun since it was made, newest first, without the caller's own
     def close(self) -> None: ...
 
