@@ -137,7 +137,7 @@ def _has_uvloop() -> bool:
 def _is_open(selector: Any) -> bool:
     try:
         return bool(selector.fileno() >= 0)
-    except ValueError:  # closed
+    except (ValueError, AttributeError):  # closed; of another kind, which no loop makes here
         return False
 
 
