@@ -470,3 +470,71 @@ def test_errors_have_the_shape_of_all_scope_errors(litter: Litter) -> None:
     for error in caught.value.exceptions:
         assert isinstance(error, ScopeLeakError)
         assert error.get_stack_summary() in str(error)
+
+
+# --- trio ------------------------------------------------------------------------------------------------------------
+
+
+def test_under_trio_it_waits_without_blocking_and_leaves_out_what_is_asyncio_s(litter: Litter) -> None:
+    trio = pytest.importorskip("trio")
+    turns: list[int] = []
+
+    async def count() -> None:
+        while True:
+            turns.append(1)
+            await trio.sleep(0.001)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            before = len(turns)
+            async with no_leaks("raise", threads={"grace_period": 30}, **QUIET):
+                litter.thread()
+                nursery.start_soon(end_soon)
+            assert len(turns) > before + 5
+            nursery.cancel_scope.cancel()
+
+    async def end_soon() -> None:
+        await trio.sleep(0.03)
+        litter.end.set()
+
+    trio.run(main)
+    with pytest.raises(RuntimeError, match=r"no_leaks\(timers=...\) was asked for"):
+        trio.run(enter, {"timers": True})
+
+
+async def enter(options: dict[str, Any]) -> None:
+    async with no_leaks(**options):
+        pass
+
+
+def test_a_trio_cancellation_while_it_waits_ends_the_waiting(litter: Litter) -> None:
+    trio = pytest.importorskip("trio")
+
+    async def main() -> None:
+        with trio.move_on_after(0.05) as scope:
+            async with no_leaks("raise", threads={"grace_period": 60}, **QUIET):
+                litter.thread()
+        assert scope.cancelled_caught
+
+    with pytest.warns(ResourceWarning, match="leaked threads"):
+        trio.run(main)
+
+
+def test_an_anyio_cancellation_passes(litter: Litter) -> None:
+    anyio = pytest.importorskip("anyio")
+
+    async def main() -> None:
+        with anyio.move_on_after(0.05) as scope:
+            async with no_leaks("raise", threads={"grace_period": 60}, **QUIET):
+                litter.thread()
+        assert scope.cancelled_caught
+        with anyio.CancelScope() as scope:
+            async with no_leaks("raise", threads={"grace_period": 60}, **QUIET):
+                litter.thread()
+                scope.cancel()
+                await anyio.sleep(10)
+        assert scope.cancelled_caught
+
+    with pytest.warns(ResourceWarning, match="leaked threads"):
+        anyio.run(main)
