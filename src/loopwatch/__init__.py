@@ -1,42 +1,33 @@
 """Finds what blocks an event loop, and what a scope leaves behind: tasks, threads and other resources.
 
-What looks for leaks is imported when it is first asked for.
+Names are imported when they are first asked for: a tool that only has loopwatch beside it, such as a run of pytest that
+puts no test under guard, pays nothing.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-try:
-    from loopwatch import _core as _core
-except ImportError as _error:  # pragma: no cover - depends on how the package was installed
-    raise ImportError(
-        "the C core of loopwatch (loopwatch._core) could not be imported. It is built when the package is installed, "
-        f"once for each version of Python: type `python -m pip install .` with the Python in use. ({_error})"
-    ) from _error
-
-from loopwatch.actions import LeakAction
-from loopwatch.blocking import no_event_loop_blocking
-from loopwatch.errors import (
-    AsyncGeneratorLeakError,
-    DescriptorLeakError,
-    DestroyedTaskError,
-    EventLoopBlockError,
-    ExecutorLeakError,
-    LeakError,
-    LeakErrorGroup,
-    LoopLeakError,
-    ProcessLeakError,
-    ScopeLeakError,
-    TaskExceptionError,
-    TaskLeakError,
-    ThreadLeakError,
-    TimerLeakError,
-    UnawaitedCoroutineError,
-)
-from loopwatch.findings import CallerContext, Cause, EventLoopBlock, Segment
-from loopwatch.settings import DEFAULT_THREAD_NAME_FILTER, SettingError
-
 if TYPE_CHECKING:
+    from loopwatch.actions import LeakAction
+    from loopwatch.blocking import no_event_loop_blocking
+    from loopwatch.errors import (
+        AsyncGeneratorLeakError,
+        DescriptorLeakError,
+        DestroyedTaskError,
+        EventLoopBlockError,
+        ExecutorLeakError,
+        LeakError,
+        LeakErrorGroup,
+        LoopLeakError,
+        ProcessLeakError,
+        ScopeLeakError,
+        TaskExceptionError,
+        TaskLeakError,
+        ThreadLeakError,
+        TimerLeakError,
+        UnawaitedCoroutineError,
+    )
+    from loopwatch.findings import CallerContext, Cause, EventLoopBlock, Segment
     from loopwatch.leaks.baseline import Baseline, BaselineError
     from loopwatch.leaks.current import ignore_current
     from loopwatch.leaks.everything import no_leaks
@@ -56,10 +47,16 @@ if TYPE_CHECKING:
     )
     from loopwatch.leaks.suppress import Ignore
     from loopwatch.leaks.threads import LeakedThread, LeakedThreadPool, no_thread_leaks
+    from loopwatch.settings import DEFAULT_THREAD_NAME_FILTER, SettingError
+
+    PyleakExceptionGroup = LeakErrorGroup
 
 __version__ = "0.1.0"
 
-PyleakExceptionGroup = LeakErrorGroup
+_NO_CORE = (
+    "the C core of loopwatch (loopwatch._core) could not be imported. It is built when the package is installed, once "
+    "for each version of Python: type `python -m pip install .` with the Python in use."
+)
 
 _LATER = {
     "Baseline": "leaks.baseline",
@@ -67,6 +64,7 @@ _LATER = {
     "Ignore": "leaks.suppress",
     "ignore_current": "leaks.current",
     "no_leaks": "leaks.everything",
+    "Ignore": "leaks.suppress",
     "LeakedTask": "leaks.tasks",
     "TaskState": "leaks.tasks",
     "no_task_leaks": "leaks.tasks",
@@ -85,7 +83,31 @@ _LATER = {
     "no_loop_leaks": "leaks.resources",
     "no_process_leaks": "leaks.resources",
     "no_timer_leaks": "leaks.resources",
+    "LeakAction": "actions",
+    "no_event_loop_blocking": "blocking",
+    "AsyncGeneratorLeakError": "errors",
+    "DescriptorLeakError": "errors",
+    "DestroyedTaskError": "errors",
+    "EventLoopBlockError": "errors",
+    "ExecutorLeakError": "errors",
+    "LeakError": "errors",
+    "LeakErrorGroup": "errors",
+    "LoopLeakError": "errors",
+    "ProcessLeakError": "errors",
+    "ScopeLeakError": "errors",
+    "TaskExceptionError": "errors",
+    "TaskLeakError": "errors",
+    "ThreadLeakError": "errors",
+    "TimerLeakError": "errors",
+    "UnawaitedCoroutineError": "errors",
+    "CallerContext": "findings",
+    "Cause": "findings",
+    "EventLoopBlock": "findings",
+    "Segment": "findings",
+    "DEFAULT_THREAD_NAME_FILTER": "settings",
+    "SettingError": "settings",
 }
+_ALIASES = {"PyleakExceptionGroup": "LeakErrorGroup"}
 
 __all__ = [
     "DEFAULT_THREAD_NAME_FILTER",
@@ -137,13 +159,21 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    where = _LATER.get(name)
-    if where is None:
+    if name in _ALIASES:
+        value = __getattr__(_ALIASES[name])
+    elif name in _LATER:
+        try:
+            module = importlib.import_module(f"loopwatch.{_LATER[name]}")
+        except ImportError as error:
+            if "_core" in str(error):
+                raise ImportError(f"{_NO_CORE} ({error})") from error
+            raise
+        value = getattr(module, name)
+    else:
         raise AttributeError(f"module 'loopwatch' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"loopwatch.{where}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, *_ALIASES})
