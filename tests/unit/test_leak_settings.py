@@ -204,3 +204,8 @@ def test_guards_take_the_file_s_entries(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "loopwatch.toml").write_text("")
     config._configured.cache_clear()
     assert len(config.standing()) > 5
+
+
+def test_the_documentation_names_every_setting() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "suppression.md").read_text()
+    assert [name for name in SETTINGS if f"| `{name}` |" not in text] == []

@@ -9,7 +9,7 @@ import threading
 import types
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loopwatch.leaks.suppress import Ignore
@@ -31,8 +31,8 @@ class _Current(Ignore):
     """All that existed at one moment.  Objects are held weakly, so that a new one in an old one's place is not it."""
 
     kind: str | None = None
-    objects: Mapping[int, "weakref.ref[Any]"] = types.MappingProxyType({})
-    descriptors: Mapping[int, tuple[int, int]] = types.MappingProxyType({})
+    objects: Mapping[int, "weakref.ref[Any]"] = field(default_factory=dict)
+    descriptors: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     processes: frozenset[int] = frozenset()
     threads: frozenset[int] = frozenset()
 
@@ -40,8 +40,8 @@ class _Current(Ignore):
         pass
 
     def matches(self, leak: Any, labels: Mapping[str, Sequence[str]] | None = None) -> bool:
-        for field in getattr(leak, "live", ()):
-            live = getattr(leak, field, None)
+        for name in getattr(leak, "live", ()):
+            live = getattr(leak, name, None)
             if live is not None:
                 reference = self.objects.get(id(live))
                 return reference is not None and reference() is live
@@ -70,8 +70,8 @@ def ignore_current() -> tuple[Ignore, ...]:
     tasks = frozenset(_numbers("/proc/self/task"))
     entry = _Current(
         reason="it existed when ignore_current() was called",
-        objects=types.MappingProxyType(objects),
-        descriptors=types.MappingProxyType(files),
+        objects=objects,
+        descriptors=files,
         processes=frozenset(_children(tasks)),
         threads=tasks,
     )

@@ -212,7 +212,8 @@ def _rules(values: Mapping[str, Any], switches: Mapping[str, Switch]) -> list[Ru
         options = _options(name, values, switches.get(name))
         if options is None:
             continue
-        action, names = options.pop("action", None), options.pop("name_filter", None)
+        action = options.pop("action", None)
+        names = None if name == "blocking" else options.pop("name_filter", None)  # blocks have no names
         own_grace, own_ignores = options.pop("grace_period", grace), ignores_from(options.pop("ignore", ()))
         kind = _kind(name, options, asked=switches.get(name) is not None)
         if kind is None:
