@@ -19,7 +19,7 @@ from loopwatch.leaks.waiting import Findings, Rule
 from loopwatch.settings import KINDS, SETTINGS
 from loopwatch.visits import decorate_bare, decorated_function
 
-__all__ = ["EverythingGuard", "guard_from_settings", "no_leaks"]
+__all__ = ["EverythingGuard", "guard_from_settings", "no_leaks", "rules_from_settings"]
 
 Switch = bool | Action | Mapping[str, Any] | None
 
@@ -113,6 +113,11 @@ def guard_from_settings(
     Unlike ``no_leaks`` it reads no configuration file, and kinds that cannot begin are always left out.
     """
     return EverythingGuard(name, _rules(values, {}), logger, ())
+
+
+def rules_from_settings(values: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """The rules for such settings: for a judge of its own, as the pytest plugin is."""
+    return tuple(_rules(values, {}))
 
 
 class EverythingGuard(LeakGuard):
