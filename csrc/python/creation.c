@@ -304,16 +304,11 @@ lw_creation_bytes(void)
     return table.bytes + table.nchains * sizeof(*table.chains);
 }
 
-static PyObject *
-raw_frame(const place *at)
+PyObject *
+lw_code_frame(PyCodeObject *code, int offset)
 {
-    PyCodeObject *code = (PyCodeObject *)at->code;
     int line = 0, col = -1, end_line = 0, end_col = -1;
-    intptr_t offset = (intptr_t)at->instr;
-    if (lw_layout_ok()) {
-        offset -= (intptr_t)at->code + (intptr_t)lw_lay.co_code;
-    }
-    if (offset < 0 || offset > INT_MAX || !PyCode_Addr2Location(code, (int)offset, &line, &col, &end_line, &end_col)) {
+    if (offset < 0 || !PyCode_Addr2Location(code, offset, &line, &col, &end_line, &end_col)) {
         line = code->co_firstlineno;
         end_line = col = end_col = -1;
     }
@@ -321,13 +316,35 @@ raw_frame(const place *at)
                          end_line > 0 ? end_line : 0, col, end_col);
 }
 
+static PyObject *
+raw_frame(const place *at)
+{
+    intptr_t offset = (intptr_t)at->instr;
+    if (lw_layout_ok()) {
+        offset -= (intptr_t)at->code + (intptr_t)lw_lay.co_code;
+    }
+    return lw_code_frame((PyCodeObject *)at->code, offset < 0 || offset > INT_MAX ? -1 : (int)offset);
+}
+
+PyCodeObject *
+lw_creation_code(const lw_creation *c, int i)
+{
+    return c != NULL && i < c->n ? (PyCodeObject *)c->at[i].code : NULL;
+}
+
 PyObject *
 lw_creation_frames(const lw_creation *c)
 {
-    int n = c ? c->n : 0;
+    return lw_creation_frames_from(c, 0);
+}
+
+PyObject *
+lw_creation_frames_from(const lw_creation *c, int skip)
+{
+    int n = c && c->n > skip ? c->n - skip : 0;
     PyObject *list = PyList_New(n);
     for (int i = 0; list != NULL && i < n; i++) {
-        PyObject *frame = raw_frame(&c->at[n - 1 - i]);
+        PyObject *frame = raw_frame(&c->at[skip + n - 1 - i]);
         if (frame == NULL) {
             Py_CLEAR(list);
             break;

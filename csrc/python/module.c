@@ -13,11 +13,15 @@
 #include "awaits.h"
 #include "asyncgens.h"
 #include "layout.h"
+#include "reach.h"
 #include "openings.h"
 #include "origins.h"
 #include "tables.h"
 #include "timers.h"
+#include "futurestate.h"
+#include "loopstats.h"
 #include "objects.h"
+#include "taskstats.h"
 #include "tasklist.h"
 #include "tasks.h"
 #include "threads.h"
@@ -175,11 +179,17 @@ static int (*const concepts[])(PyObject *) = {
     lw_creation_init,
     lw_objects_init,
     lw_awaits_init,
+    lw_reach_init,
     lw_tasks_init,
     lw_taskfactory_init,
     lw_tasklist_init,
     lw_threads_init,
     lw_allocs_init,
+    lw_loopstats_init,
+    lw_handlerun_init,
+    lw_futurestate_init,
+    lw_taskstats_init,
+    lw_tasksampler_init,
     lw_origins_init,
     lw_openings_init,
     lw_tables_init,

@@ -19,8 +19,7 @@
 PyTypeObject *lw_task_factory_type;
 
 static lw_task_loop *loops; /* borrowed: those with trackers */
-static PyObject *tasks_dict, *task_str, *loop_names, *set_factory_str,
-    *get_factory_str; /* owned */
+static PyObject *tasks_dict, *task_str, *loop_names, *set_factory_str, *get_factory_str; /* owned */
 
 lw_task_loop *
 lw_task_loops(void)

@@ -273,7 +273,7 @@ task_list_look(PyObject *Py_UNUSED(module), PyObject *args)
 int
 lw_tasklist_sees(void)
 {
-    return registry.set != NULL && registry.watchers > 0;
+    return !lw_tasks_in_linked_list() && registry.set != NULL && registry.watchers > 0;
 }
 
 const char *
@@ -290,19 +290,31 @@ lw_tasklist_watch(int delta)
 {
     registry.watchers += delta;
     if (registry.watchers == 1 && delta > 0) {
-        if (!lw_tasks_in_linked_list()) {
-            put_hook();
-        }
-        else if (!list.tried && lw_layout_ok()) {
+        put_hook(); /* on 3.14 and later only tasks of a foreign make come this way */
+        if (lw_tasks_in_linked_list() && !list.tried && lw_layout_ok()) {
             find_list();
         }
     }
-    if (registry.watchers == 0 && !lw_tasks_in_linked_list()) {
+    if (registry.watchers == 0) {
         take_hook();
     }
 }
 
+static PyObject *
+task_list_why(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    return Py_BuildValue("z", lw_tasklist_why());
+}
+
+static PyObject *
+task_list_hooked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    return PyBool_FromLong(lw_tasklist_sees());
+}
+
 static PyMethodDef methods[] = {
+    {"task_list_why", task_list_why, METH_NOARGS, "None, or why tasks that come past a factory cannot be seen."},
+    {"task_list_hooked", task_list_hooked, METH_NOARGS, "Whether every registration of a task is seen."},
     {"task_list_mark", task_list_mark, METH_O, "task_list_mark(factory) -> bool"},
     {"task_list_look", task_list_look, METH_VARARGS, "task_list_look(since, all) -> bool"},
     {NULL, NULL, 0, NULL},

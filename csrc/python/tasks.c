@@ -8,6 +8,7 @@ PyTypeObject *lw_task_record_type;
 PyObject *lw_scope_var;
 void (*lw_task_born_hook)(lw_task_record *record, PyObject *task);
 void (*lw_task_died_hook)(lw_task_record *record, PyObject *corpse);
+void (*lw_task_unlink_hook)(lw_task_record *record);
 
 static PyObject *died_callback; /* owned */
 static PyObject *current_task;  /* owned: asyncio's */
@@ -104,6 +105,9 @@ static void
 take_out(lw_task_record *record)
 {
     lw_task_loop *home = record->home;
+    if (lw_task_unlink_hook != NULL) {
+        lw_task_unlink_hook(record);
+    }
     *(record->older ? &record->older->newer : &home->oldest) = record->newer;
     *(record->newer ? &record->newer->older : &home->newest) = record->older;
     record->older = record->newer = NULL;
@@ -212,6 +216,48 @@ done:
     return status;
 }
 
+static int
+ends_with(PyObject *text, const char *end)
+{
+    Py_ssize_t size, length = (Py_ssize_t)strlen(end);
+    const char *bytes = PyUnicode_AsUTF8AndSize(text, &size);
+    if (bytes == NULL) {
+        PyErr_Clear();
+        return 0;
+    }
+    return size >= length && memcmp(bytes + size - length, end, (size_t)length) == 0;
+}
+
+static int
+is_create_task(PyCodeObject *code)
+{
+    return PyUnicode_CompareWithASCIIString(code->co_name, "create_task") == 0
+           && (ends_with(code->co_filename, "/asyncio/base_events.py")
+               || ends_with(code->co_filename, "/asyncio/tasks.py")
+               || ends_with(code->co_filename, "/asyncio/taskgroups.py"));
+}
+
+/* How many of the innermost frames belong to asyncio's create_task() and to what it calls, such as a factory: the rest
+ * ends with whoever called it. */
+static int
+frames_of_create_task(const lw_creation *creation)
+{
+    int cut = 0;
+    PyCodeObject *code;
+    for (int i = 0; i < 8 && (code = lw_creation_code(creation, i)) != NULL; i++) {
+        if (code->co_flags & (CO_COROUTINE | CO_ITERABLE_COROUTINE | CO_ASYNC_GENERATOR)) {
+            break; /* a coroutine that runs: what is further out did not make this task */
+        }
+        if (is_create_task(code)) {
+            cut = i + 1;
+        }
+        else if (cut > 0) {
+            break;
+        }
+    }
+    return cut;
+}
+
 static PyObject *
 record_frames(PyObject *self, PyObject *Py_UNUSED(unused))
 {
@@ -221,7 +267,7 @@ record_frames(PyObject *self, PyObject *Py_UNUSED(unused))
     }
     lw_creation *creation = record->creation;
     lw_creation_incref(creation);
-    PyObject *frames = lw_creation_frames(creation);
+    PyObject *frames = lw_creation_frames_from(creation, frames_of_create_task(creation));
     lw_creation_decref(creation);
     return frames;
 }

@@ -78,7 +78,7 @@ judge(Watch *self, Scope *scope, uint64_t start, uint64_t end)
 static void
 pin(Watch *self, uint64_t start, uint64_t end, int over)
 {
-    lw_lock();
+    lw_watch_lock(&self->w);
     lw_account_gap(&self->w, end);
     if (over) {
         atomic_store(&self->w.busy, 0);
@@ -87,15 +87,15 @@ pin(Watch *self, uint64_t start, uint64_t end, int over)
         lw_sampler_begin(&self->w.sampler, start);
     }
     self->w.pinned++;
-    lw_unlock();
+    lw_watch_unlock(&self->w);
 }
 
 static void
 unpin(Watch *self)
 {
-    lw_lock();
+    lw_watch_lock(&self->w);
     self->w.pinned--;
-    lw_unlock();
+    lw_watch_unlock(&self->w);
 }
 
 void
@@ -156,7 +156,7 @@ attach(Watch *self)
     atomic_store(&self->w.busy, lw_now_ns()); /* whoever opens a scope in a loop's thread is working */
     if (lw_watchdog_add(&self->w) < 0) {
         PyErr_SetString(PyExc_RuntimeError, "loopwatch could not start its watchdog thread or has no room for another "
-                                            "loop (at most 1024 at once); close guards that are no longer needed");
+                                            "loop (memory, or 65536 at once); close guards that are no longer needed");
         return -1;
     }
     int status = 0;

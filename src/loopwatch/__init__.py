@@ -29,8 +29,24 @@ if TYPE_CHECKING:
     )
     from loopwatch.findings import CallerContext, Cause, EventLoopBlock, Segment
     from loopwatch.leaks.baseline import Baseline, BaselineError
+    from loopwatch.leaks.current import ignore_current
     from loopwatch.leaks.everything import no_leaks
+    from loopwatch.leaks.resources import (
+        LeakedAsyncGenerator,
+        LeakedDescriptor,
+        LeakedExecutor,
+        LeakedLoop,
+        LeakedProcess,
+        LeakedTimer,
+        no_async_generator_leaks,
+        no_descriptor_leaks,
+        no_executor_leaks,
+        no_loop_leaks,
+        no_process_leaks,
+        no_timer_leaks,
+    )
     from loopwatch.leaks.suppress import Ignore
+    from loopwatch.leaks.threads import LeakedThread, LeakedThreadPool, no_thread_leaks
     from loopwatch.settings import DEFAULT_THREAD_NAME_FILTER, SettingError
 
     PyleakExceptionGroup = LeakErrorGroup
@@ -45,13 +61,28 @@ _NO_CORE = (
 _LATER = {
     "Baseline": "leaks.baseline",
     "BaselineError": "leaks.baseline",
+    "Ignore": "leaks.suppress",
+    "ignore_current": "leaks.current",
     "no_leaks": "leaks.everything",
     "Ignore": "leaks.suppress",
     "LeakedTask": "leaks.tasks",
     "TaskState": "leaks.tasks",
     "no_task_leaks": "leaks.tasks",
     "LeakedThread": "leaks.threads",
+    "LeakedThreadPool": "leaks.threads",
     "no_thread_leaks": "leaks.threads",
+    "LeakedAsyncGenerator": "leaks.resources",
+    "LeakedDescriptor": "leaks.resources",
+    "LeakedExecutor": "leaks.resources",
+    "LeakedLoop": "leaks.resources",
+    "LeakedProcess": "leaks.resources",
+    "LeakedTimer": "leaks.resources",
+    "no_async_generator_leaks": "leaks.resources",
+    "no_descriptor_leaks": "leaks.resources",
+    "no_executor_leaks": "leaks.resources",
+    "no_loop_leaks": "leaks.resources",
+    "no_process_leaks": "leaks.resources",
+    "no_timer_leaks": "leaks.resources",
     "LeakAction": "actions",
     "no_event_loop_blocking": "blocking",
     "AsyncGeneratorLeakError": "errors",
@@ -94,6 +125,14 @@ __all__ = [
     "LeakAction",
     "LeakError",
     "LeakErrorGroup",
+    "LeakedAsyncGenerator",
+    "LeakedDescriptor",
+    "LeakedExecutor",
+    "LeakedLoop",
+    "LeakedProcess",
+    "LeakedThread",
+    "LeakedThreadPool",
+    "LeakedTimer",
     "LoopLeakError",
     "ProcessLeakError",
     "PyleakExceptionGroup",
@@ -106,8 +145,16 @@ __all__ = [
     "TimerLeakError",
     "UnawaitedCoroutineError",
     "__version__",
+    "ignore_current",
+    "no_async_generator_leaks",
+    "no_descriptor_leaks",
     "no_event_loop_blocking",
+    "no_executor_leaks",
     "no_leaks",
+    "no_loop_leaks",
+    "no_process_leaks",
+    "no_thread_leaks",
+    "no_timer_leaks",
 ]
 
 

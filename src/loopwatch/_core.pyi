@@ -108,6 +108,7 @@ def openings_end() -> None: ...  # once for each openings_begin()
 def opened_at(fd: int, dev: int, ino: int) -> Origin | None: ...
 def started_at(pid: int) -> Origin | None: ...
 def executors_made(since: int) -> list[tuple[Any, Origin, int]]: ...
+def selectors_made(since: int) -> list[tuple[Any, Origin, int]]: ...
 def descriptors() -> bytes: ...  # a snapshot
 def descriptors_since(snapshot: bytes) -> list[tuple[int, int, int, int]]: ...  # fd, mode, dev, ino
 def children_mark() -> tuple[int, int, int]: ...  # a moment
@@ -147,6 +148,43 @@ thread that has the GIL waited for; stack, None where it cannot be read."""
 def threads_doing(pairs: Sequence[tuple[int, int]]) -> list[RawDoing]: ...  # pairs: number of a thread state, native id
 def watchdog_tid() -> int: ...  # loopwatch's own thread, 0 if there is none
 
+# --- task records ------------------------------------------------------------------------------------------------------
+
+SCOPE: Final[ContextVar[Any]]  # the token of the guard under which something is created
+
+class TaskRecord:
+    """What is remembered of one task.  It dies with the task."""
+
+    seq: int  # when its creation began: 1 and up, over all loops
+    order: int  # when it was recorded
+    parent: str | None  # name of the task that created it
+    parent_seq: int  # 0: unknown
+    born_ns: int  # CLOCK_MONOTONIC
+    past_factory: bool
+    adopted: bool  # there before; only marks a place
+    omitted: int  # frames left out of the middle of a very deep creation stack
+    def frames(self) -> list[RawFrame] | None: ...  # None: recorded later than it was created
+
+class TaskFactory:
+    """The tracking of one loop; on 3.14 and later it is the loop's task factory as well."""
+
+    below: Any  # the factory that was there before
+    installed: int
+    in_place: bool  # the loop's factory is this one, now
+    trackers: int
+    alive: int
+    born: int
+
+def tasks_open(loop: Any) -> TaskFactory: ...
+def tasks_close(factory: TaskFactory) -> None: ...
+def task_mark() -> int: ...  # the order of the newest record
+def task_record(task: Any) -> TaskRecord | None: ...
+def task_token(task: Any) -> Any: ...  # the value of SCOPE in the task's own context, or None
+def task_records(factory: TaskFactory | None, since: int, pending: bool) -> list[tuple[Any, TaskRecord]]: ...
+def task_list_mark(factory: TaskFactory) -> bool: ...  # whether every task of this thread has a record now
+def task_list_look(since: int, whole: bool) -> bool: ...  # records for what came past the factory; whether it could tell
+def task_list_why() -> str | None: ...
+def task_list_hooked() -> bool: ...
 # --- sampled allocations ---
 
 def alloc_start(sample_bytes: int) -> None: ...

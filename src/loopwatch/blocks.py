@@ -66,6 +66,9 @@ def block_from_raw(
 
 def thread_name(native_id: int | None, ident: int | None = None, comm: str | None = None) -> str | None:
     """Name of a thread of this process: Python's, else the kernel's, else ``thread-ID``; None without any id."""
+    thread = getattr(threading, "_active", {}).get(ident)  # by ident: a search costs much among hundreds of threads
+    if thread is not None and thread.native_id == native_id:
+        return str(thread.name)
     for thread in threading.enumerate():
         if (native_id and thread.native_id == native_id) or (ident and thread.ident == ident):
             return thread.name
@@ -176,6 +179,8 @@ def _missing_reason(raw: "RawBlock") -> str:
     layout = str(getattr(_core, "LAYOUT", "exact"))
     if layout != "exact":
         return f"stacks of this Python ({sys.version.split()[0]}) cannot be read from outside: {layout}"
+    if raw["segments"] and not any(part["samples"] for part in raw["segments"]):
+        return "no sample was taken: so many loops were busy that the watchdog did not come to this one"
     if raw["segments"]:
         return "samples were taken, but no frame could be read in any of them"
     return "no sample was taken: the block ended before the watchdog looked at it"

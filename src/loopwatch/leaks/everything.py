@@ -1,6 +1,7 @@
 """``no_leaks``: every kind of leak in one guard, one report, one exception group."""
 
 import difflib
+import functools
 import importlib
 import inspect
 import logging
@@ -30,6 +31,10 @@ _MODULES = {
     "coroutines": "tasks",
     "threads": "threads",
     "blocking": "blocks",
+}
+_OPTIONS = {
+    kind: [(entry, entry.option) for entry in SETTINGS.values() if entry.kind == kind and entry.option is not None]
+    for kind in KINDS
 }
 _COMMON = ("action", "name_filter", "ignore", "grace_period")
 
@@ -112,7 +117,15 @@ def guard_from_settings(
 
     Unlike ``no_leaks`` it reads no configuration file, and kinds that cannot begin are always left out.
     """
-    return EverythingGuard(name, _rules(values, {}), logger, ())
+    return EverythingGuard(name, rules_from_settings(values), logger, ())
+
+
+def rules_from_settings(values: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """The rules of all kinds that these settings switch on, in the order of reports; those not given as default.
+
+    Raises ValueError and TypeError for values that are wrong.
+    """
+    return tuple(_rules(values, {}))
 
 
 def rules_from_settings(values: Mapping[str, Any]) -> tuple[Rule, ...]:
@@ -227,11 +240,10 @@ def _options(name: str, values: Mapping[str, Any], switch: Switch) -> dict[str, 
     if switch is False or (switch is None and not values.get(name, SETTINGS[name].default)):
         return None
     options: dict[str, Any] = {}
-    for entry in SETTINGS.values():
-        if entry.kind == name and entry.option is not None:
-            value = values.get(entry.name, entry.default)
-            if value is not None:
-                options[entry.option] = value
+    for entry, option in _OPTIONS[name]:
+        value = values.get(entry.name, entry.default)
+        if value is not None:
+            options[option] = value
     if isinstance(switch, Mapping):
         options |= switch
     elif switch is not None and switch is not True:
@@ -246,7 +258,7 @@ def _kind(name: str, options: Mapping[str, Any], asked: bool) -> Kind | None:
         if asked:
             raise NotImplementedError(f"no_leaks({name}=...): this build of loopwatch cannot look for {name}")
         return None
-    known = [*inspect.signature(kind).parameters]
+    known = _parameters(kind)
     for option in options:
         if option not in known:
             valid = [option for option in (*_COMMON, *known) if name != "blocking" or option != "name_filter"]
@@ -256,6 +268,12 @@ def _kind(name: str, options: Mapping[str, Any], asked: bool) -> Kind | None:
     return kind(**options)
 
 
+@functools.cache
+def _parameters(kind: type[Kind]) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind).parameters)
+
+
+@functools.cache
 def find_kind(name: str) -> type[Kind] | None:
     """The class of a kind, from the module that defines it; None where that is missing."""
     path = f"loopwatch.leaks.{_MODULES.get(name, 'resources')}"

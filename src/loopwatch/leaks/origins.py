@@ -17,7 +17,7 @@ from loopwatch import _core
 from loopwatch.findings import place_text
 from loopwatch.leaks.kinds import Leak, Session
 from loopwatch.printable import printable
-from loopwatch.stacks import Frame, format_stack, frames_from_raw, is_runner, qualified_name
+from loopwatch.stacks import Frame, format_stack, frames_from_raw, is_library, is_runner, qualified_name
 
 if TYPE_CHECKING:
     from loopwatch._core import Origin
@@ -49,7 +49,7 @@ class Resource(Leak):
     def format_creation_stack(self) -> str:
         """The stack of the line that made it, as a traceback shows it; where there is none, say why."""
         if self.creation_stack:
-            return format_stack(self.creation_stack)
+            return format_stack(_shown(self.creation_stack))
         return f"No creation stack available: {self.unknown}"
 
     def headline(self) -> str:
@@ -60,7 +60,7 @@ class Resource(Leak):
     def __str__(self) -> str:
         lines = [f"Leaked {self.title}: {printable(self.name)}"]
         lines += [f"  {label}: {printable(text)}" for label, text in self.facts() if text]
-        lines.append(f"  {self.made.capitalize()} Stack:" if self.made != "created" else "  Creation Stack:")
+        lines.append("  Creation Stack:")
         return "\n".join([*lines, *(f"    {line}" for line in self.format_creation_stack().splitlines())])
 
 
@@ -105,6 +105,12 @@ def creation_of(origin: "Origin | None") -> list[FrameSummary] | None:
     while len(frames) > 1 and is_runner(frames[0].filename):
         del frames[0]
     return frames or None
+
+
+def _shown(frames: Sequence[FrameSummary]) -> Sequence[FrameSummary]:
+    """A creation stack without what the library does inside of the call that the program made."""
+    last = max((number for number, frame in enumerate(frames) if not is_library(frame.filename)), default=len(frames))
+    return frames[: last + 2]
 
 
 def one_frame(filename: str, qualname: str, line: int) -> Frame:

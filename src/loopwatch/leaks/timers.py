@@ -115,8 +115,9 @@ def _names(kind: Any) -> tuple[str, ...]:
 
 class _Session(ResourceSession):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        kind: Any = type(loop)
         self._loop = loop
-        self._timers: Any = _core.timers_begin(loop, _names(type(loop)), _passing_functions())
+        self._timers: Any = _core.timers_begin(loop, _names(kind), _passing_functions())
         super().__init__()
         self._apart: list[Leak] = []
         self._soonest = 0.0
