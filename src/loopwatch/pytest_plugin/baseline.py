@@ -14,7 +14,7 @@ __all__ = ["KnownFindings"]
 
 
 class KnownFindings:
-    """The baseline file of a run.  Where it is missing, or to be written anew, all that is found is known from now on.
+    """The baseline file of a run.  Where it is missing, or to be written anew, all that is found becomes known.
 
     Raises BaselineError where the file is none.
     """

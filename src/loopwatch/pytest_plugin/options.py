@@ -1,6 +1,6 @@
 """The settings as ini options and command line options of pytest; and what only the plugin has."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loopwatch.settings import SETTINGS, Setting
 
@@ -28,7 +28,7 @@ def add_options(parser: "pytest.Parser") -> None:
             metavar=_METAVARS.get(entry.type, "VALUE"),
             help=_help(entry),
         )
-        parser.addini(entry.ini, _help(entry), type="linelist" if entry.type == "ignores" else "string", default=None)
+        parser.addini(entry.ini, _help(entry), type=_ini_type(entry), default=None)
     group.addoption(
         "--loopwatch-json",
         metavar="FILE",
@@ -47,6 +47,10 @@ def add_options(parser: "pytest.Parser") -> None:
         default=None,
         help=f"Print findings as annotations of a pull request. Default: what {_ANNOTATIONS} says.",
     )
+
+
+def _ini_type(entry: Setting) -> Literal["string", "linelist"]:
+    return "linelist" if entry.type == "ignores" else "string"
 
 
 _METAVARS = {"bool": "yes|no", "action": "ACTION", "seconds": "SEC", "duration": "SEC", "names": "NAME", "path": "FILE"}

@@ -89,7 +89,7 @@ def seen_from(plan: Plan, place: tuple[str, int, str] | None) -> Plan:
         return plan
     caller = CallerContext(place[0], place[2])
     return tuple(
-        replace(rule, kind=rule.kind.seen_from(caller)) if isinstance(rule.kind, BlockingKind) else rule
+        replace(rule, kind=rule.kind.seen_from(caller)) if rule.kind.__class__ is BlockingKind else rule
         for rule in plan
     )
 

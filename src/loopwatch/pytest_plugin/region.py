@@ -29,7 +29,7 @@ _LONGEST_PAUSE = 0.02
 _CANCEL_WAIT = 1.0
 _TURNS = 3
 _BLOCKING = "blocking"
-_IDENTITIES = ("task_id", "ident", "native_id", "pid", "fd", "descriptor", "object_id", "loop_id", "executor_id")
+_IDENTITIES = ("task_id", "ident", "native_id", "pid", "fd")
 
 
 @dataclass(frozen=True)
@@ -222,13 +222,28 @@ class Region:
             each.cancelled = f"Cancelled, but {len(left)} did not end: {'; '.join(left)}" if left else "Cancelled."
             each.found = before
 
-    def verdict(self) -> list[Found]:
-        """All that was found, by rule, in the order of the plan.  The region is over: its sessions end."""
-        found = [
-            Found(each.rule, list(each.found), each.reason, each.cancelled) for each in self._watched if each.found
-        ]
-        self.end()
-        return found
+    def live(self) -> dict[object, list[object]]:
+        """The live objects of what is left, by identity; what has none is left out."""
+        found = [leak for each in self._watched for leak in each.found]
+        things = {identity(leak): [getattr(leak, name, None) for name in getattr(leak, "live", ())] for leak in found}
+        return {key: known for key, thing in things.items() if (known := [one for one in thing if one is not None])}
+
+    def verdict(self, keep: frozenset[object] = frozenset()) -> list[Found]:
+        """All that was found, by rule, in the order of the plan.
+
+        The region is over, and its sessions end: but for what is to be kept, which stays undecided.
+        """
+        verdict = []
+        for each in self._watched:
+            found = [finding for finding in each.found if identity(finding) not in keep] if keep else each.found
+            if found:
+                verdict.append(Found(each.rule, list(found), each.reason, each.cancelled))
+            if keep:
+                each.own = {key for key in each.own or () if key in keep}
+                each.found = [finding for finding in each.found if identity(finding) in keep]
+        if not keep:
+            self.end()
+        return verdict
 
     def end(self) -> None:
         """Let go of everything."""
@@ -252,8 +267,9 @@ def _can_run(loop: Any) -> bool:
 
 def identity(leak: Any) -> object:
     """What tells one finding from another, also when it is seen again."""
-    numbers = tuple(value for name in _IDENTITIES if (value := getattr(leak, name, None)) is not None)
-    return (leak.kind, *numbers) if numbers else (leak.kind, leak.name, leak.place())
+    numbers = [getattr(leak, name, None) for name in _IDENTITIES]
+    things = [id(getattr(leak, name, None)) for name in getattr(leak, "live", ())]
+    return (leak.kind, *numbers, *things, leak.name, leak.place())
 
 
 def _pause(seconds: float) -> None:

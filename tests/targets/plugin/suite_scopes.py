@@ -25,6 +25,32 @@ async def untidy_service():
     yield
 
 
+class Pool:
+    """Begins what it needs when it is first used."""
+
+    def __init__(self):
+        self._tasks = []
+
+    def use(self, name):
+        self._tasks.append(asyncio.create_task(forever(), name=name))
+
+    def close(self):
+        for task in self._tasks:
+            task.cancel()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def pool():
+    pool = Pool()
+    yield pool
+    pool.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def untidy_pool():
+    yield Pool()
+
+
 async def test_first(service, untidy_service):
     asyncio.create_task(forever(), name="by-first")
 
@@ -35,3 +61,15 @@ async def test_second(service, untidy_service):
 
 async def test_third(service):
     asyncio.create_task(forever(), name="by-third")
+
+
+async def test_uses_pool(pool):
+    pool.use("by-body-for-pool")
+
+
+async def test_uses_untidy_pool(untidy_pool):
+    untidy_pool.use("by-body-for-untidy-pool")
+
+
+async def test_last(pool, untidy_pool):
+    pass
