@@ -554,7 +554,7 @@ def test_async_guard_does_not_block_the_loop(stage: Stage) -> None:
 
     ticks, got, blocks = asyncio.run(main())
     assert (len(got), blocks) == (10, [])
-    assert ticks > 10  # 300 where nothing else runs
+    assert ticks >= 3  # 300 where nothing else runs; none where the guard sleeps
 
 
 def test_fork_child_has_no_leaks_of_its_parent(stage: Stage) -> None:
