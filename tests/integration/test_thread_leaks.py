@@ -543,18 +543,18 @@ def test_async_guard_does_not_block_the_loop(stage: Stage) -> None:
 
         ticker = asyncio.create_task(tick())
         got: list[Any] = []
-        blocking = no_event_loop_blocking(lambda blocks: None, threshold=0.15)
+        blocking = no_event_loop_blocking(lambda blocks: None, threshold=0.3)
         with blocking:
             async with no_thread_leaks(got.extend, grace_period=0.3):
-                for number in range(10):
+                for number in range(2):
                     stage.start(name=f"w{number}")
                 before = ticks
         ticker.cancel()
         return ticks - before, got, blocking.blocks
 
     ticks, got, blocks = asyncio.run(main())
-    assert (len(got), blocks) == (10, [])
-    assert ticks > 10  # 300 where nothing else runs
+    assert (len(got), blocks) == (2, [])
+    assert ticks >= 3  # 300 where nothing else runs; none where the guard sleeps
 
 
 def test_fork_child_has_no_leaks_of_its_parent(stage: Stage) -> None:

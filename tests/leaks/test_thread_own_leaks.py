@@ -13,7 +13,7 @@ from array import array
 import pytest
 
 from loopwatch import _core
-from loopwatch.leaks.threads import no_thread_leaks
+from loopwatch.leaks.threads import ThreadKind, no_thread_leaks
 
 WHAT = ("blocks", "fds", "threads", "references", "creation stacks")
 WARM_UPS, ROUNDS = 3, 5
@@ -35,20 +35,24 @@ def clean() -> None:
 
 
 def leaking() -> None:
+    session = ThreadKind(native=True).begin()  # without the texts, whose formatting takes longest
     over = threading.Event()
-    with no_thread_leaks(lambda leaks: None, grace_period=0, native=True):
-        thread = threading.Thread(target=over.wait)
-        thread.start()
-        _thread.start_new_thread(int, ())
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    _thread.start_new_thread(int, ())
+    assert thread in [leak.thread_ref for leak in session.look()]
     over.set()
     thread.join()
+    session.end()
 
 
 def pool() -> None:
-    with no_thread_leaks(lambda leaks: [str(leak) for leak in leaks], grace_period=0):
-        executor = concurrent.futures.ThreadPoolExecutor(1)
-        executor.submit(int).result()
+    session = ThreadKind().begin()
+    executor = concurrent.futures.ThreadPoolExecutor(1)
+    executor.submit(int).result()
+    assert session.look()
     executor.shutdown()
+    session.end()
 
 
 def dropped() -> None:
@@ -67,10 +71,10 @@ def bad() -> None:
 
 PROGRAMS = {
     "clean": (clean, 500),
-    "leaking": (leaking, 10),
-    "pool": (pool, 5),
+    "leaking": (leaking, 100),
+    "pool": (pool, 100),
     "dropped": (dropped, 1000),
-    "bad": (bad, 100),
+    "bad": (bad, 200),
 }
 
 
