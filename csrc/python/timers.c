@@ -255,9 +255,9 @@ attach(Timers *self, int i)
     }
     hook->vectorcall = schedule;
     hook->owner = (Timers *)Py_NewRef(self);
+    PyObject *before = Py_XNewRef(own_attribute(self->loop, name)); /* clears errors: first */
     hook->original = PyObject_GetAttr(self->loop, name);
     PyObject_GC_Track(hook);
-    PyObject *before = Py_XNewRef(own_attribute(self->loop, name));
     if (hook->original == NULL || PyObject_SetAttr(self->loop, name, (PyObject *)hook) < 0) {
         Py_XDECREF(before);
         Py_DECREF(hook);

@@ -1,8 +1,7 @@
 """The C core, as Python sees it.  Durations and times are whole nanoseconds; stacks are outermost first."""
 
-from collections.abc import Callable
-from contextvars import ContextVar
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Final, TypedDict
 
 RawFrame = tuple[str, str, int, int, int, int]
