@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from loopwatch.findings import CallerContext, Cause, EventLoopBlock, Segment
     from loopwatch.leaks.baseline import Baseline, BaselineError
+    from loopwatch.leaks.coroutines import UnawaitedCoroutine
     from loopwatch.leaks.current import ignore_current
     from loopwatch.leaks.everything import no_leaks
     from loopwatch.leaks.resources import (
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
         no_timer_leaks,
     )
     from loopwatch.leaks.suppress import Ignore
+    from loopwatch.leaks.task_ends import DestroyedTask, TaskException
+    from loopwatch.leaks.tasks import LeakedTask, TaskState, no_task_leaks
     from loopwatch.leaks.threads import LeakedThread, LeakedThreadPool, no_thread_leaks
     from loopwatch.settings import DEFAULT_THREAD_NAME_FILTER, SettingError
 
@@ -64,9 +67,11 @@ _LATER = {
     "Ignore": "leaks.suppress",
     "ignore_current": "leaks.current",
     "no_leaks": "leaks.everything",
-    "Ignore": "leaks.suppress",
     "LeakedTask": "leaks.tasks",
     "TaskState": "leaks.tasks",
+    "DestroyedTask": "leaks.task_ends",
+    "TaskException": "leaks.task_ends",
+    "UnawaitedCoroutine": "leaks.coroutines",
     "no_task_leaks": "leaks.tasks",
     "LeakedThread": "leaks.threads",
     "LeakedThreadPool": "leaks.threads",
@@ -117,6 +122,7 @@ __all__ = [
     "CallerContext",
     "Cause",
     "DescriptorLeakError",
+    "DestroyedTask",
     "DestroyedTaskError",
     "EventLoopBlock",
     "EventLoopBlockError",
@@ -130,6 +136,7 @@ __all__ = [
     "LeakedExecutor",
     "LeakedLoop",
     "LeakedProcess",
+    "LeakedTask",
     "LeakedThread",
     "LeakedThreadPool",
     "LeakedTimer",
@@ -139,10 +146,13 @@ __all__ = [
     "ScopeLeakError",
     "Segment",
     "SettingError",
+    "TaskException",
     "TaskExceptionError",
     "TaskLeakError",
+    "TaskState",
     "ThreadLeakError",
     "TimerLeakError",
+    "UnawaitedCoroutine",
     "UnawaitedCoroutineError",
     "__version__",
     "ignore_current",
@@ -153,6 +163,7 @@ __all__ = [
     "no_leaks",
     "no_loop_leaks",
     "no_process_leaks",
+    "no_task_leaks",
     "no_thread_leaks",
     "no_timer_leaks",
 ]

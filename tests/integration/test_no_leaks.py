@@ -24,7 +24,6 @@ from loopwatch.leaks.everything import find_kind, guard_from_settings
 from loopwatch.settings import KINDS
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-needs_tasks = pytest.mark.skipif(find_kind("tasks") is None, reason="the kind tasks is not in this build")
 QUIET: dict[str, Any] = {"blocking": False}  # a loaded machine blocks loops
 
 
@@ -89,7 +88,6 @@ def kinds(error: LeakErrorGroup) -> dict[str, list[str]]:
     return {type(one).__name__: [leak.name for leak in one.leaks] for one in error.exceptions}  # type: ignore[attr-defined]
 
 
-@needs_tasks
 def test_every_kind_can_be_found() -> None:
     for kind in KINDS:
         found = find_kind(kind)
@@ -101,7 +99,6 @@ def test_every_kind_can_be_found() -> None:
 # --- one report ------------------------------------------------------------------------------------------------------
 
 
-@needs_tasks
 def test_all_of_it_comes_in_one_group(litter: Litter) -> None:
     async def main() -> None:
         async with no_leaks("raise", **QUIET):
@@ -238,7 +235,6 @@ def test_options_of_a_kind(litter: Litter) -> None:
     assert kinds(caught.value) == {"ThreadLeakError": ["bee"]}
 
 
-@needs_tasks
 def test_without_a_loop_kinds_that_need_one_are_left_out_unless_asked_for() -> None:
     with no_leaks("raise"):
         pass
@@ -401,10 +397,11 @@ def test_a_baseline_lets_pass_what_is_known(litter: Litter, tmp_path: Path) -> N
 # --- pyleak's names --------------------------------------------------------------------------------------------------
 
 
-@needs_tasks
 def test_a_program_written_for_pyleak_runs(litter: Litter) -> None:
     import loopwatch as pyleak
 
+    for name in pyleak.__all__:
+        assert getattr(pyleak, name)
     for name in (
         "no_task_leaks",
         "TaskLeakError",
@@ -415,7 +412,7 @@ def test_a_program_written_for_pyleak_runs(litter: Litter) -> None:
         "PyleakExceptionGroup",
         "DEFAULT_THREAD_NAME_FILTER",
     ):
-        assert getattr(pyleak, name)
+        assert name in pyleak.__all__
     group = pyleak.PyleakExceptionGroup("two", [pyleak.ThreadLeakError("one"), pyleak.TaskLeakError("two", [])])
     assert isinstance(group, pyleak.LeakError)
     assert len(group.exceptions) == 2
