@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from loopwatch.leaks.task_ends import DestroyedTask, TaskException
     from loopwatch.leaks.tasks import LeakedTask, TaskState, no_task_leaks
     from loopwatch.leaks.threads import LeakedThread, LeakedThreadPool, no_thread_leaks
+    from loopwatch.memory import AllocationTrace, MemoryLeakDetector
+    from loopwatch.prevention import GracefulShutdown, TaskManager, managed_generator, timeout_task
     from loopwatch.settings import DEFAULT_THREAD_NAME_FILTER, SettingError
 
     PyleakExceptionGroup = LeakErrorGroup
@@ -109,6 +111,12 @@ _LATER = {
     "Cause": "findings",
     "EventLoopBlock": "findings",
     "Segment": "findings",
+    "AllocationTrace": "memory",
+    "MemoryLeakDetector": "memory",
+    "GracefulShutdown": "prevention",
+    "TaskManager": "prevention",
+    "managed_generator": "prevention",
+    "timeout_task": "prevention",
     "DEFAULT_THREAD_NAME_FILTER": "settings",
     "SettingError": "settings",
 }
@@ -116,6 +124,7 @@ _ALIASES = {"PyleakExceptionGroup": "LeakErrorGroup"}
 
 __all__ = [
     "DEFAULT_THREAD_NAME_FILTER",
+    "AllocationTrace",
     "AsyncGeneratorLeakError",
     "Baseline",
     "BaselineError",
@@ -127,6 +136,7 @@ __all__ = [
     "EventLoopBlock",
     "EventLoopBlockError",
     "ExecutorLeakError",
+    "GracefulShutdown",
     "Ignore",
     "LeakAction",
     "LeakError",
@@ -141,6 +151,7 @@ __all__ = [
     "LeakedThreadPool",
     "LeakedTimer",
     "LoopLeakError",
+    "MemoryLeakDetector",
     "ProcessLeakError",
     "PyleakExceptionGroup",
     "ScopeLeakError",
@@ -149,6 +160,7 @@ __all__ = [
     "TaskException",
     "TaskExceptionError",
     "TaskLeakError",
+    "TaskManager",
     "TaskState",
     "ThreadLeakError",
     "TimerLeakError",
@@ -156,6 +168,7 @@ __all__ = [
     "UnawaitedCoroutineError",
     "__version__",
     "ignore_current",
+    "managed_generator",
     "no_async_generator_leaks",
     "no_descriptor_leaks",
     "no_event_loop_blocking",
@@ -166,6 +179,7 @@ __all__ = [
     "no_task_leaks",
     "no_thread_leaks",
     "no_timer_leaks",
+    "timeout_task",
 ]
 
 

@@ -121,6 +121,7 @@ def asyncgens_end(hook: AsyncgenHook) -> None: ...
 def asyncgens_since(serial: int) -> list[tuple[Any, Origin, int]]: ...  # generator, where begun, 1: finalised
 def asyncgens_dropped(serial: int) -> tuple[list[tuple[Origin, str, str, int]], int]: ...  # ..., how many more
 def timers_begin(loop: Any, names: tuple[str, ...], passing: tuple[Any, ...]) -> Timers: ...
+
 # --- threads (threads.c, threadlook.c) ---
 
 class ThreadRecord:
@@ -185,9 +186,12 @@ def task_record(task: Any) -> TaskRecord | None: ...
 def task_token(task: Any) -> Any: ...  # the value of SCOPE in the task's own context, or None
 def task_records(factory: TaskFactory | None, since: int, pending: bool) -> list[tuple[Any, TaskRecord]]: ...
 def task_list_mark(factory: TaskFactory) -> bool: ...  # whether every task of this thread has a record now
-def task_list_look(since: int, whole: bool) -> bool: ...  # records for what came past the factory; whether it could tell
+def task_list_look(
+    since: int, whole: bool
+) -> bool: ...  # records for what came past the factory; whether it could tell
 def task_list_why() -> str | None: ...
 def task_list_hooked() -> bool: ...
+
 # --- sampled allocations ---
 
 def alloc_start(sample_bytes: int) -> None: ...
@@ -252,6 +256,7 @@ def task_sampler() -> TaskSampler: ...
 def task_group_frames(number: int) -> list[RawFrame]: ...  # creation stack of a group
 def handle_run_active() -> bool: ...
 def future_end(future: Any) -> tuple[str, bool]: ...  # unknown pending returned failed cancelled; never retrieved
+
 # Where suspended tasks are, and whether anything alive can wake them.  A link is a coroutine, generator or the like.
 
 def await_chain(task: object) -> tuple[list[RawFrame], Any, list[Any]]:

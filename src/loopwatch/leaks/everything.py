@@ -128,11 +128,6 @@ def rules_from_settings(values: Mapping[str, Any]) -> tuple[Rule, ...]:
     return tuple(_rules(values, {}))
 
 
-def rules_from_settings(values: Mapping[str, Any]) -> tuple[Rule, ...]:
-    """The rules for such settings: for a judge of its own, as the pytest plugin is."""
-    return tuple(_rules(values, {}))
-
-
 class EverythingGuard(LeakGuard):
     """What ``no_leaks`` returns.  ``leaks`` are the findings of the exit last made, of all kinds."""
 
