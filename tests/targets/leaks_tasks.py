@@ -200,6 +200,7 @@ async def server_handler() -> None:
     accepted = asyncio.Event()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0)
         task = asyncio.current_task()
         assert task is not None
         task.set_name("handler")
