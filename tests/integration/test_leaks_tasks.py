@@ -426,9 +426,9 @@ def test_the_error() -> None:
     text = str(error)
     assert text.startswith("Detected 1 leaked asyncio tasks\n\nLeaked Task: chained\n  ID: ")
     assert "\n  State: TaskState.RUNNING\n" in text
-    assert f"\n  Current Stack:\n    File \"{FILE}\", line " in text
+    assert f'\n  Current Stack:\n    File "{FILE}", line ' in text
     assert "\n        await middle()\n" in text
-    assert "\n  Creation Stack:\n    File \"" in text
+    assert '\n  Creation Stack:\n    File "' in text
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == text and copy.leaked_tasks[0].task_ref is None
 

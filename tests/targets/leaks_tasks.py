@@ -100,7 +100,9 @@ async def through_async_generator() -> None:
 
 
 @leaves(
-    ("worker-0", "worker", "worker-waits"), ("worker-1", "worker", "worker-waits"), ("worker-2", "worker", "worker-waits")
+    ("worker-0", "worker", "worker-waits"),
+    ("worker-1", "worker", "worker-waits"),
+    ("worker-2", "worker", "worker-waits"),
 )
 async def queue_workers() -> None:
     """Seed 001's first pattern: workers that nobody cancels when the queue is done."""

@@ -1,4 +1,4 @@
-"""Programs that are hard on task records: run as ``python task_storms.py NAME``; each prints ``done`` and exits with 0."""
+"""Programs that are hard on task records: ``python task_storms.py NAME`` prints ``done`` and exits with 0."""
 
 from __future__ import annotations
 
@@ -147,7 +147,8 @@ def odd_factories() -> None:
                 for _ in range(3):
                     coroutine = nothing()
                     try:
-                        running.create_task(coroutine)
+                        made = running.create_task(coroutine)
+                        del made
                     except AttributeError:
                         pass  # asyncio itself wants to name it
                     coroutine.close()

@@ -171,11 +171,11 @@ class _HandlerSession(Session):
 class _DestroyedSession(_HandlerSession):
     def told(self, context: Mapping[str, Any]) -> None:
         task = context.get("task")
-        if not isinstance(task, asyncio.Future) or task.done() or "destroyed" not in str(context.get("message")):
+        if not isinstance(task, asyncio.Task) or task.done() or "destroyed" not in str(context.get("message")):
             return
         closed = getattr(task.get_coro(), "cr_frame", task) is None  # the garbage collector came to the coroutine first
-        stack = None if closed else list(frames_from_raw(_core.await_chain(task)[0])) or None
-        leak = DestroyedTask(*_names(task), creation_stack=_creation(task), stack=stack)
+        stack: list[FrameSummary] = [] if closed else list(frames_from_raw(_core.await_chain(task)[0]))
+        leak = DestroyedTask(*_names(task), creation_stack=_creation(task), stack=stack or None)
         (self._found if self.mine(task) else self._apart).append(leak)
 
 

@@ -122,5 +122,6 @@ class LeakedTask(Leak):
 def indented(stack: str) -> list[str]:
     """A formatted stack below a heading: places by four spaces, their source lines by eight."""
     return [
-        f"    {line.removeprefix('  ')}" if line.startswith('  File "') else f"    {line}" for line in stack.splitlines()
+        f"    {line.removeprefix('  ')}" if line.startswith('  File "') else f"    {line}"
+        for line in stack.splitlines()
     ]

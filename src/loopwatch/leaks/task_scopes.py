@@ -141,9 +141,7 @@ def _all_tasks(loop: asyncio.AbstractEventLoop) -> set[Any]:
 
 
 def _all_loops() -> list[asyncio.AbstractEventLoop]:
-    return [
-        item for item in gc.get_objects() if isinstance(item, asyncio.AbstractEventLoop) and not _closed(item)
-    ]
+    return [item for item in gc.get_objects() if isinstance(item, asyncio.AbstractEventLoop) and not _closed(item)]
 
 
 def _closed(loop: asyncio.AbstractEventLoop) -> bool:
