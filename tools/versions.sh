@@ -82,7 +82,10 @@ debian_root() {
             fi
             echo "making $root (once)" >&2
             rm -rf "$root"
-            debootstrap --variant=minbase --include="$packages" "$release" "$root" ${DEBIAN_MIRROR:-} \
+            # In a mount namespace of its own: the /proc it mounts there must not outlive a run that fails.
+            # shellcheck disable=SC2086
+            unshare --mount --propagation private \
+                debootstrap --variant=minbase --include="$packages" "$release" "$root" ${DEBIAN_MIRROR:-} \
                 >"$roots/$release.log" 2>&1 </dev/null || {
                 tail -n 20 "$roots/$release.log" >&2
                 return 1

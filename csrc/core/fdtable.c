@@ -8,7 +8,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define MAX_HOLES 16 /* past that many numbers not open, reading the directory is cheaper */
+#define MAX_HOLES 16 /* past that many numbers not open, another way is cheaper */
+#define MAX_FAR 16   /* numbers beyond a hole that are remembered from one reading to the next */
+
+/* The numbers that lay beyond the last hole when the directory was read; guesses, each is asked for again. */
+static _Atomic int far_ones[MAX_FAR];
+static _Atomic int far_count;
 
 typedef struct {
     uint64_t ino;
@@ -35,23 +40,48 @@ static int
 by_number(lw_fd *out, int cap)
 {
     struct stat dir;
-    int found = 0, holes = 0;
+    int found = 0, holes = 0, fd = 0;
     lw_fd one;
     if (stat("/proc/self/fd", &dir) < 0 || dir.st_size <= 0) {
         return -1;
     }
-    for (int fd = 0; found < dir.st_size; fd++) {
+    for (; found < dir.st_size && holes <= MAX_HOLES; fd++) {
         if (lw_fdtable_one(fd, &one) == 0) {
             if (found < cap) {
                 out[found] = one;
             }
             found++;
         }
-        else if (++holes > MAX_HOLES) {
-            return -1;
+        else {
+            holes++;
         }
     }
-    return found;
+    for (int i = 0; found < dir.st_size && i < far_count; i++) {
+        if (far_ones[i] >= fd && lw_fdtable_one(far_ones[i], &one) == 0) {
+            if (found < cap) {
+                out[found] = one;
+            }
+            found++;
+        }
+    }
+    return found < dir.st_size ? -1 : found;
+}
+
+/* Remember what lies beyond the holes. */
+static void
+note_far(const lw_fd *all, int n)
+{
+    int holes = 0, count = 0;
+    for (int i = 0; i < n; i++) {
+        holes += all[i].fd - (i > 0 ? all[i - 1].fd + 1 : 0);
+        if (holes > MAX_HOLES) {
+            if (n - i > MAX_FAR) {
+                break;
+            }
+            far_ones[count++] = all[i].fd;
+        }
+    }
+    far_count = count;
 }
 
 static int
@@ -88,6 +118,9 @@ by_directory(lw_fd *out, int cap)
     close(dir);
     if (!sorted) {
         qsort(out, (size_t)(found < cap ? found : cap), sizeof(*out), by_fd);
+    }
+    if (found <= cap) {
+        note_far(out, found);
     }
     return found;
 }

@@ -10,7 +10,7 @@
  * Two ways, with the same answer:
  *   fstat of 0, 1, 2 ... until as many are found as the size of /proc/self/fd
  *   says (Linux 6.2 and later); numbers are given out lowest first, so the
- *   table is dense
+ *   table is dense; a few far numbers are remembered from the last reading
  *   the entries of /proc/self/fd, where that size is 0 or the table has holes
  *
  * Invariants: no allocation, no lock; errno is left as it was found; the

@@ -229,8 +229,7 @@ asyncgens_begin(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
     }
     else {
         first = new_hook(first_iteration, firstiter);
-        if (first == NULL
-            || (finalizer != Py_None && (first->pair = new_hook(finalisation, finalizer)) == NULL)
+        if (first == NULL || (finalizer != Py_None && (first->pair = new_hook(finalisation, finalizer)) == NULL)
             || set_hooks((PyObject *)first, (PyObject *)first->pair) < 0) {
             Py_CLEAR(first);
         }

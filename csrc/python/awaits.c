@@ -583,6 +583,22 @@ frame_local(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 static PyObject *
+frame_state(PyObject *Py_UNUSED(module), PyObject *link)
+{
+    int suspended = 0, running = 0;
+    if (!lw_is_frame_owner(link) || lw_frame_state(link, &suspended, &running) < 0) {
+        return PyUnicode_FromString("unknown");
+    }
+    if (!suspended && !running) {
+        PyObject *frame = frame_object(link, classify(Py_TYPE(link))); /* of a finished one: None */
+        int created = frame != NULL;
+        Py_XDECREF(frame);
+        return PyUnicode_FromString(created ? "created" : "finished");
+    }
+    return PyUnicode_FromString(suspended ? "suspended" : "running");
+}
+
+static PyObject *
 set_library_folders(PyObject *Py_UNUSED(module), PyObject *folders)
 {
     if (!PyTuple_Check(folders)) {
@@ -604,6 +620,7 @@ static PyMethodDef functions[] = {
     {"await_site", await_site, METH_O, "await_site(task) -> (frame, awaited, hash, depth) or None"},
     {"await_hashes", await_hashes, METH_O, "await_hashes(list of tasks) -> list of int, 0 for one that does not wait"},
     {"frame_local", frame_local, METH_VARARGS, "frame_local(link, name, default=None)"},
+    {"frame_state", frame_state, METH_O, "frame_state(link) -> created, suspended, running, finished, unknown"},
     {"set_library_folders", set_library_folders, METH_O, "Which folders hold no code of the program's own."},
     {NULL, NULL, 0, NULL},
 };

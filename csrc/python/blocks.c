@@ -124,11 +124,8 @@ cause_of(const lw_sampler *s, uint32_t i, int short_of_cpu)
 }
 
 static PyObject *
-segment_dict(const lw_sampler *s, uint32_t i, uint64_t duration, int short_of_cpu)
+segment_dict(const lw_segment *seg, const lw_textbuf *text, enum lw_cause cause, uint64_t duration)
 {
-    const lw_segment *seg = &s->segs[i];
-    const lw_textbuf *text = &s->text;
-    enum lw_cause cause = cause_of(s, i, short_of_cpu);
     const char *call = cause == LW_SYSCALL || cause == LW_IMPORT ? lw_syscall_name(seg->syscall) : NULL;
     char number[32];
     if (cause == LW_SYSCALL && call == NULL) {
@@ -153,6 +150,27 @@ clip(uint64_t at, uint64_t from, uint64_t until)
     return at < from ? from : at > until ? until : at;
 }
 
+/* How much of the run-delay since a reading surely fell into [from, until): what fell before or after it cannot be
+ * more than the time there. */
+static uint64_t
+delay_inside(uint64_t read_at, uint64_t was, uint64_t is, uint64_t from, uint64_t until)
+{
+    uint64_t outside = (read_at < from ? from - read_at : 0) + (lw_now_ns() - until);
+    if (read_at == 0 || is < was + outside) {
+        return 0;
+    }
+    uint64_t inside = is - was - outside;
+    return inside < until - from ? inside : until - from;
+}
+
+/* How long of [from, until) the loop waited for the GIL after its poll: measured by the probe, without any sample. */
+static uint64_t
+gil_at_begin(const Watch *self, uint64_t from, uint64_t until)
+{
+    uint64_t had = self->w.sampler.span + self->w.gil_ns;
+    return self->w.gil_ns == 0 || had <= from ? 0 : (had < until ? had : until) - from;
+}
+
 PyObject *
 lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
 {
@@ -160,7 +178,7 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
     uint64_t duration = until - from, starved = 0, stopped = 0;
     lw_sched sched;
     PyObject *segments = NULL, *item = NULL;
-    int tid = atomic_load(&self->w.tid);
+    int tid = atomic_load(&self->w.tid), captured = 0;
 
     if (self->w.kind == LW_EPOLL || self->w.kind == LW_SELECTOR) {
         int inside = s->n == 0;
@@ -171,13 +189,10 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
             Py_RETURN_NONE;
         }
     }
-    if (s->delay_at != 0 && lw_read_schedstat(tid, &sched) == 0 && sched.delay_ns > s->delay_ns) {
-        /* What fell before or after the block cannot be more than the time there; the rest surely is the block's. */
-        uint64_t before = s->delay_at < from ? from - s->delay_at : 0;
-        uint64_t outside = before + (lw_now_ns() - until);
-        starved = sched.delay_ns - s->delay_ns;
-        starved = starved > outside ? starved - outside : 0;
-        starved = starved < duration ? starved : duration;
+    if (lw_read_schedstat(tid, &sched) == 0) {
+        uint64_t one = delay_inside(s->delay_at, s->delay_ns, sched.delay_ns, from, until);
+        uint64_t other = delay_inside(s->first_at, s->first_delay_ns, sched.delay_ns, from, until);
+        starved = one > other ? one : other;
     }
     stopped = s->stopped_ns < duration ? s->stopped_ns : duration;
     uint64_t lost = starved + stopped < duration ? starved + stopped : duration;
@@ -196,18 +211,27 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
         if (right <= left) {
             continue;
         }
-        item = segment_dict(s, i, right - left, starved * 10 > duration);
+        captured += seg->captured;
+        item = segment_dict(seg, &s->text, cause_of(s, i, starved * 10 > duration), right - left);
         if (item == NULL || PyList_Append(segments, item) < 0) {
             goto fail;
         }
         Py_CLEAR(item);
     }
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:k,s:i,s:N,s:I}", "start_ns", (unsigned long long)from,
+    if (s->n == 0 && gil_at_begin(self, from, until) * 2 > duration) {
+        const lw_segment waited = {.syscall = -1, .index = -1, .total = -1};
+        item = segment_dict(&waited, &s->text, LW_GIL, gil_at_begin(self, from, until));
+        if (item == NULL || PyList_Append(segments, item) < 0) {
+            goto fail;
+        }
+        Py_CLEAR(item);
+    }
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:k,s:i,s:N,s:I,s:i}", "start_ns", (unsigned long long)from,
                          "wall_ns", (unsigned long long)(lw_wall_ns() - (lw_now_ns() - from)), "duration_ns",
                          (unsigned long long)duration, "threshold_ns", (unsigned long long)threshold, "stopped_ns",
                          (unsigned long long)stopped, "starved_ns", (unsigned long long)starved, "stall",
                          stall ? Py_True : Py_False, "thread_ident", PyThread_get_thread_ident(), "thread_native_id",
-                         tid, "segments", segments, "dropped", (unsigned)s->dropped);
+                         tid, "segments", segments, "dropped", (unsigned)s->dropped, "captured", captured);
 fail:
     Py_XDECREF(item);
     Py_XDECREF(segments);

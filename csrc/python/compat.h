@@ -41,6 +41,7 @@ typedef struct {
     size_t cf_frame;
     size_t ts_interp, ts_native_id, ts_next;
     size_t fr_previous, fr_code, fr_instr, fr_owner, fr_locals, fr_size;
+    size_t fr_stack_top; /* 3.14 +, else 0: pointer past the newest slot of a suspended frame */
     int fr_first_foreign_owner; /* owners from this one on are not Python code */
     size_t gen_frame, gen_state; /* in generators, coroutines, async generators: their own frame, and its state */
     size_t co_filename, co_qualname, co_linetable, co_firstlineno, co_code, co_size;
@@ -48,6 +49,8 @@ typedef struct {
     size_t in_gil;            /* interp: pointer to the GIL; unused when gil_fixed */
     uintptr_t gil_fixed;      /* the GIL's address where it is process-wide */
     size_t gil_holder, gil_locked, gil_size;
+    size_t ts_size;           /* what is public of a thread state */
+    size_t dk_index_bits, dk_count, dk_entries; /* a dict's keys, before 3.14; dk_entries 0: not known */
 } lw_layout;
 
 /* The newest release these layouts were tried on. */
@@ -55,6 +58,9 @@ typedef struct {
 
 #ifdef LW_COMPAT_INTERNALS
 
+#if PY_VERSION_HEX < 0x030E0000
+#include <internal/pycore_dict.h>
+#endif
 #if PY_VERSION_HEX < 0x030D0000
 #include <internal/pycore_frame.h>
 #include <internal/pycore_interp.h>
@@ -136,6 +142,7 @@ lw_compat_layout(lw_layout *l)
 #else
     l->gen_frame = d->gen_object.gi_iframe;
     l->gen_state = d->gen_object.gi_frame_state;
+    l->fr_stack_top = d->interpreter_frame.stackpointer;
 #endif
     l->co_filename = d->code_object.filename;
     l->co_qualname = d->code_object.qualname;
@@ -149,6 +156,12 @@ lw_compat_layout(lw_layout *l)
     l->gil_holder = d->interpreter_state.gil_runtime_state_holder - d->interpreter_state.gil_runtime_state;
     l->gil_locked = d->interpreter_state.gil_runtime_state_locked - d->interpreter_state.gil_runtime_state;
 #endif
+#if PY_VERSION_HEX < 0x030E0000 /* later the running task stands in the thread state */
+    l->dk_index_bits = offsetof(PyDictKeysObject, dk_log2_index_bytes);
+    l->dk_count = offsetof(PyDictKeysObject, dk_nentries);
+    l->dk_entries = offsetof(PyDictKeysObject, dk_indices);
+#endif
+    l->ts_size = sizeof(PyThreadState);
     l->fr_size = l->fr_locals;
     l->co_size = l->co_code;
     return NULL;
@@ -165,7 +178,8 @@ lw_untag(uintptr_t slot)
 }
 
 /* Does a slot own a reference?  3.14 and later mark the ones that do not in
- * the lowest bit. */
+ * the lowest bit (a local variable owns it instead: LOAD_FAST_BORROW), and
+ * plain ints in the lowest two. */
 static inline int
 lw_slot_owns(uintptr_t slot)
 {
@@ -175,13 +189,14 @@ lw_slot_owns(uintptr_t slot)
     return (slot & ~(uintptr_t)7) != 0 && (slot & 1) == 0;
 #endif
 }
-
-/* Can a suspended frame's value stack hold references it does not own, beside
- * the local variable that does?  (LOAD_FAST_BORROW: 3.14 and later.) */
 static inline int
-lw_frames_borrow(void)
+lw_slot_borrows(uintptr_t slot)
 {
-    return PY_VERSION_HEX >= 0x030E0000;
+#if PY_VERSION_HEX < 0x030E0000
+    return 0;
+#else
+    return (slot & ~(uintptr_t)7) != 0 && (slot & 3) == 1;
+#endif
 }
 
 /* A type's attribute as its own dictionaries hold it: borrowed, NULL without

@@ -304,21 +304,26 @@ lw_creation_bytes(void)
     return table.bytes + table.nchains * sizeof(*table.chains);
 }
 
-static PyObject *
-raw_frame(const place *at)
+PyObject *
+lw_code_frame(PyCodeObject *code, int offset)
 {
-    PyCodeObject *code = (PyCodeObject *)at->code;
     int line = 0, col = -1, end_line = 0, end_col = -1;
-    intptr_t offset = (intptr_t)at->instr;
-    if (lw_layout_ok()) {
-        offset -= (intptr_t)at->code + (intptr_t)lw_lay.co_code;
-    }
-    if (offset < 0 || offset > INT_MAX || !PyCode_Addr2Location(code, (int)offset, &line, &col, &end_line, &end_col)) {
+    if (offset < 0 || !PyCode_Addr2Location(code, offset, &line, &col, &end_line, &end_col)) {
         line = code->co_firstlineno;
         end_line = col = end_col = -1;
     }
     return Py_BuildValue("(OOiiii)", code->co_filename, code->co_qualname, line > 0 ? line : 0,
                          end_line > 0 ? end_line : 0, col, end_col);
+}
+
+static PyObject *
+raw_frame(const place *at)
+{
+    intptr_t offset = (intptr_t)at->instr;
+    if (lw_layout_ok()) {
+        offset -= (intptr_t)at->code + (intptr_t)lw_lay.co_code;
+    }
+    return lw_code_frame((PyCodeObject *)at->code, offset < 0 || offset > INT_MAX ? -1 : (int)offset);
 }
 
 PyCodeObject *

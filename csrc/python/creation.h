@@ -36,6 +36,8 @@ void lw_creation_incref(lw_creation *c);
 void lw_creation_decref(lw_creation *c); /* NULL is fine; may run Python code when it frees (code objects) */
 int lw_creation_decref_shared(lw_creation *c); /* 0, and nothing done, where this is the last reference */
 
+/* One RawFrame: the place of an instruction, by its byte offset (-1: not known) in its code. */
+PyObject *lw_code_frame(PyCodeObject *code, int offset);
 PyObject *lw_creation_frames(const lw_creation *c); /* a list of RawFrame, outermost first; [] for NULL */
 PyObject *lw_creation_frames_from(const lw_creation *c, int skip); /* the same without the SKIP innermost */
 PyCodeObject *lw_creation_code(const lw_creation *c, int i); /* borrowed: of the i-th place from within, or NULL */

@@ -74,6 +74,7 @@ lw_doing_read(uintptr_t tstate, pid_t tid, lw_doing *out)
     case LW_SYS_RUNNING:
     case LW_SYS_BLOCKED_NO_CALL: /* a page fault */
         out->state = LW_DOES_RUN;
+        out->gil_elsewhere = gil.locked == 1 && gil.holder != tstate;
         out->has_gil = gil.locked == 1 && gil.holder == tstate && tstate != 0;
         out->collecting = gil.collecting == 1 && out->has_gil;
         break;

@@ -34,6 +34,7 @@ typedef struct {
     uint64_t arg;      /* that call's first argument */
     uintptr_t holder;  /* GIL: the thread state that has it, 0 when none or unknown */
     int has_gil;       /* RUN: this thread has the GIL */
+    int gil_elsewhere; /* RUN: another thread has the GIL */
     int collecting;    /* RUN: and the garbage collector runs in it */
 } lw_doing;
 

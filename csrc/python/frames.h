@@ -12,8 +12,8 @@
  * system call does not move, so its stack is right.
  *
  * Text goes to a lw_textbuf that the caller owns; frames hold offsets into it.
- * Both static buffers below belong to whoever holds the registry lock
- * (watchdog.h), as every walk of another thread is made under it. */
+ * The decoder's static buffer belongs to whoever holds the reading lock
+ * (registry.h), as every walk of another thread is made under it. */
 #ifndef LW_FRAMES_H
 #define LW_FRAMES_H
 

@@ -1,6 +1,6 @@
 /* hang.h: a loop that has not come back is reported while it hangs.
  *
- * Called by the watchdog with the registry lock held, without the GIL, which
+ * Called by the watchdog with the reading lock held, without the GIL, which
  * may never come free: straight to a file descriptor with write(2), from
  * static buffers, as faulthandler does, but with safe reads.  It gives the
  * stacks of all threads of the interpreter, the hanging loop's first, newest

@@ -9,6 +9,8 @@
 #define LW_COMPAT_INTERNALS
 #include "layout.h"
 
+#include <stdlib.h>
+
 #include "../core/saferead.h"
 #include "frames.h"
 
@@ -95,6 +97,10 @@ lw_layout_init(void)
     if (why == NULL) {
         why = self_test();
     }
+    const char *wanted = getenv("LOOPWATCH_LAYOUT"); /* for tests: what a process sees whose memory cannot be read */
+    if (why == NULL && wanted != NULL && strcmp(wanted, "fallback") == 0) {
+        why = "LOOPWATCH_LAYOUT=fallback asks for it";
+    }
     layout_good = why == NULL;
     snprintf(layout_text, sizeof(layout_text), "%s%s", why ? "fallback: " : "exact", why ? why : "");
     return 0;
@@ -140,7 +146,7 @@ static const char probe_source[] = "import asyncio\n"
                                    "context = contextvars.Context()\n"
                                    "task = asyncio.Task(co, loop=L(), name=name, context=context)\n"
                                    "task._log_destroy_pending = False\n"
-                                   "qualname = co.__qualname__\n"
+                                   "qualname = co.__qualname__ = ''.join(['loopwatch', '.layout'])\n" /* not also its name */
                                    "run_once = base_events.BaseEventLoop._run_once.__code__\n"
                                    "names = run_once.co_varnames\n"
                                    "slots = [names.index(n) if n in names else -1 for n in ('ntodo', 'i', 'handle')]\n";
@@ -189,6 +195,89 @@ end:
         PyDict_Clear(ns); /* its functions refer to it: without this the task would wait for the garbage collector */
     }
     Py_XDECREF(closed);
+    Py_XDECREF(result);
+    Py_XDECREF(ns);
+    PyErr_Clear();
+}
+
+/* Where a thread state keeps the loop that runs and, after it, the task (3.14 and later): found by looking for both. */
+static size_t
+find_in_thread_state(PyObject *loop, PyObject *task)
+{
+    uintptr_t at = (uintptr_t)PyThreadState_Get(), words[2];
+    for (size_t offset = lw_lay.ts_size; offset < lw_lay.ts_size + 4096; offset += sizeof(words[0])) {
+        if (lw_mem_read((const void *)(at + offset), words, sizeof(words)) < 0) {
+            return 0;
+        }
+        if (words[0] == (uintptr_t)loop && words[1] == (uintptr_t)task) {
+            return offset + sizeof(words[0]);
+        }
+    }
+    return 0;
+}
+
+void
+lw_layout_running_task(PyObject *loop)
+{
+    PyObject *asyncio = NULL, *tasks = NULL, *all = NULL, *task = NULL;
+
+    if (!layout_good || lw_alay.current_tasks != 0 || lw_alay.ts_task != 0) {
+        return;
+    }
+    asyncio = PyImport_ImportModule("asyncio");
+    tasks = asyncio != NULL ? PyObject_GetAttrString(asyncio, "tasks") : NULL;
+    if (tasks == NULL) {
+        goto end;
+    }
+    if (lw_lay.dk_entries != 0) {
+        all = PyObject_GetAttrString(tasks, "_current_tasks");
+        if (all != NULL && PyDict_CheckExact(all)) {
+            lw_alay.current_tasks = (uintptr_t)Py_NewRef(all); /* kept for good */
+        }
+        goto end;
+    }
+    task = PyObject_CallMethod(asyncio, "current_task", "O", loop);
+    if (task != NULL && task != Py_None) {
+        lw_alay.ts_task = find_in_thread_state(loop, task);
+    }
+end:
+    Py_XDECREF(task);
+    Py_XDECREF(all);
+    Py_XDECREF(tasks);
+    Py_XDECREF(asyncio);
+    PyErr_Clear();
+}
+
+static const char trio_source[] = "import trio._core._run as run\n"
+                                  "code = run.unrolled_run.__code__\n"
+                                  "free = 'task' in code.co_varnames and 'task' not in code.co_cellvars\n"
+                                  "slot = code.co_varnames.index('task') if free else -1\n"
+                                  "task = run.Task\n";
+
+void
+lw_layout_trio(void)
+{
+    static int done;
+    PyObject *ns = NULL, *result = NULL;
+
+    if (done || !layout_good) {
+        return;
+    }
+    done = 1;
+    ns = PyDict_New();
+    if (ns == NULL || PyDict_SetItemString(ns, "__builtins__", PyEval_GetBuiltins()) < 0) {
+        goto end;
+    }
+    result = PyRun_String(trio_source, Py_file_input, ns, ns);
+    if (result == NULL) {
+        goto end;
+    }
+    PyObject *code = PyDict_GetItemString(ns, "code"), *type = PyDict_GetItemString(ns, "task"); /* borrowed from ns */
+    lw_alay.trio_task = (int)PyLong_AsLong(PyDict_GetItemString(ns, "slot"));
+    lw_alay.trio_name = lw_slot_offset(type, "name");
+    lw_alay.trio_coro = lw_slot_offset(type, "coro");
+    lw_alay.trio_code = (uintptr_t)Py_NewRef(code); /* kept for good: compared by address */
+end:
     Py_XDECREF(result);
     Py_XDECREF(ns);
     PyErr_Clear();

@@ -18,6 +18,12 @@ typedef struct {
     uintptr_t run_once_code;       /* address of BaseEventLoop._run_once's code (kept alive) */
     int local_ntodo, local_i, local_handle; /* slots in its frame, or -1 */
     uintptr_t task_type;
+    uintptr_t current_tasks;       /* the dict loop -> running task, kept alive; 0: the thread state has it */
+    size_t ts_task;                /* in the thread state: the running task; 0 not known */
+    /* trio's: the code of unrolled_run (kept alive), its local `task`, and slots of a Task */
+    uintptr_t trio_code;
+    int trio_task;
+    size_t trio_name, trio_coro;
 } lw_asyncio_layout;
 
 extern lw_layout lw_lay;
@@ -27,5 +33,7 @@ int lw_layout_init(void);            /* -1 with an exception set only on memory 
 int lw_layout_ok(void);
 const char *lw_layout_text(void);    /* "exact" or "fallback: why" */
 void lw_layout_asyncio(void);        /* once, GIL held; failures leave fields unknown */
+void lw_layout_trio(void);           /* the same */
+void lw_layout_running_task(PyObject *loop); /* the same, from the task that runs now in LOOP, until one was there */
 
 #endif

@@ -8,16 +8,21 @@
 #include "watch.h"
 
 #include "../core/saferead.h"
+#include "capture.h"
 #include "creation.h"
 #include "allocs.h"
 #include "awaits.h"
 #include "asyncgens.h"
 #include "layout.h"
+#include "reach.h"
 #include "openings.h"
 #include "origins.h"
 #include "tables.h"
 #include "timers.h"
+#include "futurestate.h"
+#include "loopstats.h"
 #include "objects.h"
+#include "taskstats.h"
 #include "tasklist.h"
 #include "tasks.h"
 #include "threads.h"
@@ -115,6 +120,7 @@ shutdown(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     lw_allocs_pause();
     Py_BEGIN_ALLOW_THREADS lw_watchdog_stop();
+    lw_capture_stop();
     Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
@@ -175,11 +181,17 @@ static int (*const concepts[])(PyObject *) = {
     lw_creation_init,
     lw_objects_init,
     lw_awaits_init,
+    lw_reach_init,
     lw_tasks_init,
     lw_taskfactory_init,
     lw_tasklist_init,
     lw_threads_init,
     lw_allocs_init,
+    lw_loopstats_init,
+    lw_handlerun_init,
+    lw_futurestate_init,
+    lw_taskstats_init,
+    lw_tasksampler_init,
     lw_origins_init,
     lw_openings_init,
     lw_tables_init,

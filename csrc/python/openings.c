@@ -8,7 +8,7 @@
 #define MAX_FD 65536  /* greater numbers are not remembered */
 #define MAX_PIDS 4096 /* more, and all are forgotten */
 
-enum what { GIVES_FD, GIVES_FILE, GIVES_FDS, GIVES_PID, MAKES_SOCKET, MAKES_EXECUTOR };
+enum what { GIVES_FD, GIVES_FILE, GIVES_FDS, GIVES_PID, MAKES_SOCKET, MAKES_EXECUTOR, MAKES_SELECTOR };
 
 /* A function that is seen.  The name of a Python one is CLASS of the module; its __init__ is meant. */
 typedef struct {
@@ -18,6 +18,7 @@ typedef struct {
     PyMethodDef *first; /* borrowed: its own entry; stays when it is put back, for calls on their way */
     PyMethodDef ours;
     vectorcallfunc first_call;
+    int missing; /* its module is imported and has no such function */
 } point;
 
 static point points[] = {
@@ -39,6 +40,7 @@ static point points[] = {
     {"socket", "socket", MAKES_SOCKET},
     {"concurrent.futures.thread", "ThreadPoolExecutor", MAKES_EXECUTOR},
     {"concurrent.futures.process", "ProcessPoolExecutor", MAKES_EXECUTOR},
+    {"selectors", "_PollLikeSelector", MAKES_SELECTOR},
 };
 #define POINTS (int)(sizeof(points) / sizeof(points[0]))
 
@@ -52,7 +54,7 @@ static vectorcallfunc python_call; /* how any Python function is called */
 static opened *by_fd; /* owned, by number */
 static int by_fd_cap;
 static PyObject *by_pid; /* owned dict: pid -> Origin */
-static lw_births executors;
+static lw_births executors, selectors;
 
 static void
 note_fd(int fd, PyObject *origin)
@@ -141,6 +143,9 @@ note(const point *p, PyObject *result, PyObject *object)
     case MAKES_EXECUTOR:
         (void)lw_births_put(&executors, (uintptr_t)object, object, origin, 0);
         break;
+    case MAKES_SELECTOR:
+        (void)lw_births_put(&selectors, (uintptr_t)object, object, origin, 0);
+        break;
     }
     PyErr_Clear();
     Py_DECREF(origin);
@@ -175,7 +180,7 @@ static const struct {
 } seen[] = {TRIPLE(0), TRIPLE(1), TRIPLE(2), TRIPLE(3), TRIPLE(4), TRIPLE(5), TRIPLE(6), TRIPLE(7),
             TRIPLE(8), TRIPLE(9), TRIPLE(10), TRIPLE(11), TRIPLE(12), TRIPLE(13), TRIPLE(14)};
 /* clang-format on */
-_Static_assert(sizeof(points) / sizeof(points[0]) == sizeof(seen) / sizeof(seen[0]) + 3, "three points are Python's");
+_Static_assert(sizeof(points) / sizeof(points[0]) == sizeof(seen) / sizeof(seen[0]) + 4, "four points are Python's");
 
 static PyObject *
 seen_init(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *names)
@@ -218,12 +223,13 @@ exchange_entry(point *p, int number)
 
 /* The function of a point: a new reference, or NULL, without an exception, while its module is not imported. */
 static PyObject *
-look_up(const point *p)
+look_up(point *p)
 {
     PyObject *name = PyUnicode_FromString(p->module), *module = NULL, *found = NULL, *type = NULL;
     if (name != NULL) {
         module = PyImport_GetModule(name);
     }
+    int module_there = module != NULL;
     if (module != NULL && p->what < MAKES_SOCKET) {
         found = PyObject_GetAttrString(module, p->name);
     }
@@ -238,6 +244,7 @@ look_up(const point *p)
     if (found != NULL && !(p->what < MAKES_SOCKET ? PyCFunction_CheckExact(found) : PyFunction_Check(found))) {
         Py_CLEAR(found);
     }
+    p->missing = found == NULL && module_there;
     return found;
 }
 
@@ -246,7 +253,7 @@ openings_begin(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     for (int i = 0; i < POINTS; i++) {
         point *p = &points[i];
-        if (p->function == NULL && (p->function = look_up(p)) == NULL) {
+        if (p->missing || (p->function == NULL && (p->function = look_up(p)) == NULL)) {
             continue;
         }
         if (p->what < MAKES_SOCKET) {
@@ -290,6 +297,7 @@ openings_end(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
     free(fds);
     Py_CLEAR(by_pid);
     lw_births_clear(&executors);
+    lw_births_clear(&selectors);
     Py_RETURN_NONE;
 }
 
@@ -318,13 +326,25 @@ started_at(PyObject *Py_UNUSED(module), PyObject *pid)
 }
 
 static PyObject *
-executors_made(PyObject *Py_UNUSED(module), PyObject *since)
+made(const lw_births *births, PyObject *since)
 {
     unsigned long long serial = PyLong_AsUnsignedLongLong(since);
     if (serial == (unsigned long long)-1 && PyErr_Occurred()) {
         return NULL;
     }
-    return lw_births_list(&executors, serial);
+    return lw_births_list(births, serial);
+}
+
+static PyObject *
+executors_made(PyObject *Py_UNUSED(module), PyObject *since)
+{
+    return made(&executors, since);
+}
+
+static PyObject *
+selectors_made(PyObject *Py_UNUSED(module), PyObject *since)
+{
+    return made(&selectors, since);
 }
 
 static PyMethodDef functions[] = {
@@ -333,6 +353,7 @@ static PyMethodDef functions[] = {
     {"opened_at", opened_at, METH_VARARGS, "opened_at(fd, dev, ino) -> Origin | None"},
     {"started_at", started_at, METH_O, "started_at(pid) -> Origin | None"},
     {"executors_made", executors_made, METH_O, "executors_made(since) -> list[tuple[executor, Origin, int]]"},
+    {"selectors_made", selectors_made, METH_O, "selectors_made(since) -> list[tuple[selector, Origin, int]]"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -65,9 +65,9 @@ static PyType_Slot origin_slots[] = {
     {Py_tp_members, origin_members},
     {0, NULL},
 };
-static PyType_Spec origin_spec = {
-    "loopwatch._core.Origin", sizeof(Origin), 0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, origin_slots};
+static PyType_Spec origin_spec = {"loopwatch._core.Origin", sizeof(Origin), 0,
+                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                                  origin_slots};
 
 static inline size_t
 slot_of(uintptr_t key, size_t cap)

@@ -27,6 +27,7 @@
 #include <sys/epoll.h>
 
 #include "../core/clock.h"
+#include "loopstats.h"
 
 #define STACK_EVENTS 128
 
@@ -143,13 +144,18 @@ probe_epoll(SelectProbe *self, lw_watch *w, int ms, PyObject *const *args, size_
         events = self->events;
     }
     for (;;) {
+        uint64_t awake = 0;
         Py_BEGIN_ALLOW_THREADS n = epoll_wait(self->epfd, events, max, ms);
         err = errno;
-        if (ms != 0 && w != NULL) {
-            lw_mark_busy(w, lw_now_ns());
+        if (ms != 0) {
+            awake = lw_now_ns();
+            lw_mark_busy(w, awake);
         }
-        Py_END_ALLOW_THREADS if (n >= 0)
+        Py_END_ALLOW_THREADS if (ms != 0)
         {
+            w->gil_ns = lw_now_ns() - awake;
+        }
+        if (n >= 0) {
             return ready_list(self, events, n);
         }
         if (err != EINTR) {
@@ -162,7 +168,7 @@ probe_epoll(SelectProbe *self, lw_watch *w, int ms, PyObject *const *args, size_
             uint64_t now = lw_now_ns();
             ms = now >= deadline ? 0 : (int)((deadline - now + 999999) / 1000000);
         }
-        if (ms != 0 && w != NULL) {
+        if (ms != 0) {
             atomic_store_explicit(&w->busy, 0, memory_order_release);
         }
     }
@@ -185,6 +191,9 @@ probe_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
     if (self->fd_to_key != NULL && nargs <= 1 && (kwnames == NULL || PyTuple_GET_SIZE(kwnames) == 0)) {
         ms = nargs == 1 ? timeout_ms(args[0]) : -1;
     }
+    if (w->stats != NULL) {
+        lw_loopstats_span(w->stats, busy, now);
+    }
     if (lw_span_is_long(w, busy, now)) {
         lw_adopt_thread(w);
         lw_span_end(watch, busy, now);
@@ -192,6 +201,10 @@ probe_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
     }
     if (ms == 0) {
         lw_mark_busy(w, now);
+        w->gil_ns = 0;
+        if (w->stats != NULL) {
+            w->stats->mark_ns = now;
+        }
         return probe_epoll(self, w, ms, args, nargsf, kwnames);
     }
     atomic_store_explicit(&w->busy, 0, memory_order_release);
@@ -201,9 +214,13 @@ probe_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
     }
     else {
         result = call_original(self, args, nargsf, kwnames);
+        w->gil_ns = 0;
         lw_mark_busy(w, lw_now_ns());
     }
     lw_adopt_thread(w);
+    if (w->stats != NULL) {
+        w->stats->mark_ns = atomic_load_explicit(&w->busy, memory_order_relaxed);
+    }
     Py_DECREF(watch);
     return result;
 }

@@ -21,6 +21,7 @@
 #include <stdlib.h>
 
 #include "../core/clock.h"
+#include "loopstats.h"
 
 #define UV_CHECK 2
 #define UV_PREPARE 9
@@ -71,6 +72,9 @@ on_prepare(void *handle)
     }
     lw_watch *w = &p->watch->w;
     uint64_t now = lw_now_ns(), busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
+    if (w->stats != NULL) {
+        lw_loopstats_span(w->stats, busy, now);
+    }
     if (lw_span_is_long(w, busy, now)) {
         PyGILState_STATE state = PyGILState_Ensure();
         Watch *watch = (Watch *)Py_XNewRef(p->watch);

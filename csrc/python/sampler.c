@@ -20,20 +20,14 @@ _Atomic uint64_t lw_count_samples, lw_count_failed;
 #define BREATH_NS 50000
 #define SETTLED 16
 
-static lw_walk walk, holder_walk; /* the registry lock's */
+static lw_walk walk, holder_walk; /* the reading lock's */
 static lw_frame decoded[LW_MAX_FRAMES];
-
-int
-lw_sampler_open(lw_sampler *s)
-{
-    memset(s, 0, sizeof(*s));
-    return lw_arena_open(&s->arena, LW_ARENA_SIZE);
-}
 
 void
 lw_sampler_close(lw_sampler *s)
 {
     lw_arena_close(&s->arena);
+    memset(s, 0, sizeof(*s));
 }
 
 void
@@ -43,13 +37,26 @@ lw_sampler_begin(lw_sampler *s, uint64_t span)
     s->span = span;
     s->n = s->dropped = 0;
     s->last_ns = 0;
-    s->stopped_ns = 0;
+    s->stopped_ns = s->first_at = 0;
     s->hang_next = 0;
-    s->segs = lw_arena_take(&s->arena, LW_MAX_SEGMENTS * sizeof(lw_segment));
-    char *text = lw_arena_take(&s->arena, LW_TEXT_SIZE);
-    if (text != NULL) {
-        lw_textbuf_init(&s->text, text, LW_TEXT_SIZE);
+    s->segs = NULL;
+}
+
+/* Room for the span's first sample.  Most loops never need any, so it is mapped when it is. */
+static int
+make_room(lw_sampler *s)
+{
+    if (s->arena.base == NULL && lw_arena_open(&s->arena, LW_ARENA_SIZE) < 0) {
+        return -1;
     }
+    lw_segment *segs = lw_arena_take(&s->arena, LW_MAX_SEGMENTS * sizeof(lw_segment));
+    char *text = lw_arena_take(&s->arena, LW_TEXT_SIZE);
+    if (segs == NULL || text == NULL) {
+        return -1;
+    }
+    lw_textbuf_init(&s->text, text, LW_TEXT_SIZE);
+    s->segs = segs;
+    return 0;
 }
 
 void
@@ -62,11 +69,25 @@ lw_sampler_baseline(lw_sampler *s, int tid, uint64_t now)
     }
 }
 
+/* With many loops the reading before the span may be a second old: too old to tell whose the delay was. */
+#define BASELINE_OLD UINT64_C(150000000)
+
+static void
+first_delay(lw_sampler *s, int tid, uint64_t now)
+{
+    lw_sched sched;
+    if (s->delay_at + BASELINE_OLD < s->span && lw_read_schedstat(tid, &sched) == 0) {
+        s->first_at = now;
+        s->first_delay_ns = sched.delay_ns;
+    }
+}
+
 typedef struct {
     enum lw_cause cause;
     long syscall;
     uintptr_t holder;
     int running;
+    int without_gil; /* running, while another thread holds the GIL */
 } evidence;
 
 /* The kernel brings a running thread's CPU time up to date at each tick, every 10 ms at the latest. */
@@ -95,7 +116,7 @@ weigh(lw_sampler *s, uintptr_t tstate, int tid, uint64_t now, evidence *ev)
     ev->cause = LW_UNKNOWN;
     ev->syscall = -1;
     ev->holder = 0;
-    ev->running = 0;
+    ev->running = ev->without_gil = 0;
     lw_doing_read(tstate, tid, &now_does);
     switch (now_does.state) {
     case LW_DOES_CALL:
@@ -116,6 +137,7 @@ weigh(lw_sampler *s, uintptr_t tstate, int tid, uint64_t now, evidence *ev)
             break;
         }
         ev->running = 1;
+        ev->without_gil = now_does.gil_elsewhere;
         ev->cause = now_does.collecting ? LW_GC : LW_C_CALL;
         break;
     default:
@@ -141,13 +163,13 @@ decode(lw_sampler *s, const lw_walk *w, const lw_segment *before)
 }
 
 static int
-same_stack(const lw_segment *seg, int n)
+same_stack(const lw_segment *seg, const lw_frame *frames, int n)
 {
     if (seg->nframes != n) {
         return 0;
     }
     for (int i = 0; i < n; i++) {
-        if (seg->frames[i].code != decoded[i].code || seg->frames[i].line != decoded[i].line) {
+        if (seg->frames[i].code != frames[i].code || seg->frames[i].line != frames[i].line) {
             return 0;
         }
     }
@@ -209,26 +231,35 @@ void
 lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64_t *busy, uint64_t interval)
 {
     evidence ev;
-    lw_callback where = {-1, -1, 0, 0, 0};
+    lw_callback where = {.index = -1, .total = -1};
     lw_segment *seg = s->n ? &s->segs[s->n - 1] : NULL;
     uint64_t now = lw_now_ns();
     uint64_t share = s->last_ns ? now - s->last_ns : interval;
     int n = 0;
 
-    if (s->segs == NULL || s->text.base == NULL) {
+    if (s->segs == NULL && make_room(s) < 0) {
         s->dropped++;
         return;
+    }
+    if (s->n == 0) {
+        first_delay(s, tid, now);
     }
     weigh(s, tstate, tid, now, &ev);
     walk.n = walk.omitted = walk.moved = 0;
     if (lw_layout_ok() && lw_walk_stack(tstate, &walk) == 0) {
-        lw_callback_where(&walk, &where);
+        lw_callback_where(&walk, tstate, s->loop, &where);
         n = decode(s, &walk, seg);
     }
     else {
         lw_count_failed++;
     }
-    if (ev.running && walk.n > 0 && !walk.moved && (seg == NULL || seg->running < SETTLED)) {
+    if (ev.without_gil && seg != NULL && seg->waited && !walk.moved && walk.n > 0
+        && seg->newest_instr == walk.raw[0].instr && seg->newest == walk.raw[0].frame) {
+        /* It waited for the GIL here, and Python has not moved since: woken for a moment, to ask for it again. */
+        ev.cause = LW_GIL;
+        ev.running = 0;
+    }
+    if (ev.running && !ev.without_gil && walk.n > 0 && !walk.moved && (seg == NULL || seg->running < SETTLED)) {
         nanosleep(&(struct timespec){0, BREATH_NS}, NULL);
         lw_walk_again(tstate, &walk);
     }
@@ -236,7 +267,7 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
         return; /* the span ended while we looked: whatever we saw may be of the next one */
     }
     lw_count_samples++;
-    if (seg == NULL || !same_stack(seg, n) || seg->handle != where.handle || seg->index != where.index) {
+    if (seg == NULL || !same_stack(seg, decoded, n) || seg->handle != where.handle || seg->index != where.index) {
         seg = new_segment(s, &walk, n, &where, now);
         if (seg == NULL) {
             s->dropped++;
@@ -260,6 +291,7 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
     if (ev.syscall >= 0 && ev.cause == LW_SYSCALL) {
         seg->syscall = ev.syscall;
     }
+    seg->waited = ev.cause == LW_GIL;
     if (ev.cause == LW_GIL) {
         blame_holder(s, seg, ev.holder);
     }
@@ -267,6 +299,47 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
     seg->samples++;
     seg->last_ns = now;
     s->last_ns = now;
+}
+
+/* A thread that runs Python code gives the GIL up this soon, five times its switch interval at the latest. */
+#define SOON_NS UINT64_C(25000000)
+
+void
+lw_sampler_captured(lw_sampler *s, const lw_frame *frames, int n, int omitted, const lw_textbuf *text,
+                    uint64_t after_ns)
+{
+    lw_segment *seg = s->n > 0 ? &s->segs[s->n - 1] : NULL, *before = s->n > 1 ? seg - 1 : NULL;
+    if (seg == NULL || seg->nframes > 0) {
+        return;
+    }
+    if (after_ns < SOON_NS) {
+        seg->vote_ns[LW_PYTHON] += seg->vote_ns[LW_C_CALL];
+        seg->vote_ns[LW_C_CALL] = 0;
+    }
+    if (before != NULL && same_stack(before, frames, n)) {
+        for (int c = 0; c < LW_CAUSES; c++) {
+            before->vote_ns[c] += seg->vote_ns[c];
+        }
+        before->samples += seg->samples;
+        before->running += seg->running;
+        before->syscall = seg->syscall >= 0 ? seg->syscall : before->syscall;
+        before->last_ns = seg->last_ns;
+        s->n--;
+        return;
+    }
+    lw_frame *kept = lw_arena_take(&s->arena, (size_t)n * sizeof(lw_frame));
+    if (kept == NULL) {
+        return;
+    }
+    for (int i = 0; i < n; i++) {
+        kept[i] = frames[i];
+        kept[i].file = frames[i].file ? lw_textbuf_add(&s->text, text->base + frames[i].file) : 0;
+        kept[i].name = frames[i].name ? lw_textbuf_add(&s->text, text->base + frames[i].name) : 0;
+    }
+    seg->frames = kept;
+    seg->nframes = n;
+    seg->omitted = omitted;
+    seg->captured = 1;
 }
 
 enum lw_cause

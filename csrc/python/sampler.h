@@ -21,9 +21,9 @@
  * `_run_once` frame below it (`i`, `ntodo`, `handle`), so it costs the loop
  * nothing, on every version.
  *
- * All of it lives in one mmap'ed arena a loop, reset at each span; nothing is
- * allocated while sampling.  Full buffers count what they drop.  Everything
- * here is touched under the registry lock only. */
+ * All of it lives in one mmap'ed arena a loop, mapped at its first sample and
+ * reset at each span; nothing else is allocated while sampling.  Full buffers count what they drop.  Everything
+ * here is touched under the lock of the loop's slot (registry.h) only. */
 #ifndef LW_SAMPLER_H
 #define LW_SAMPLER_H
 
@@ -55,7 +55,9 @@ typedef struct {
     uint64_t first_ns, last_ns; /* of its samples */
     uint64_t vote_ns[LW_CAUSES];
     uint32_t samples, changed, running;
+    int captured;               /* its stack was taken under the GIL (capture.h) */
     long syscall;               /* the last one seen that counted as system call; -1 none */
+    int waited;                 /* for the GIL, at the newest sample */
     int nframes, omitted;
     lw_frame *frames;           /* in the arena, newest first */
     int holder_id, holder_n;
@@ -67,9 +69,11 @@ typedef struct {
 } lw_segment;
 
 typedef struct {
+    uintptr_t loop;             /* the loop object, where its running task is looked up by it; else 0 */
     uint64_t span;              /* busy_since of the span sampled; 0 = none */
     uint64_t last_ns;           /* of the newest sample */
     uint64_t delay_at, delay_ns; /* run-delay counter: when read, and its value, before the span's first sample */
+    uint64_t first_at, first_delay_ns; /* the same at that sample, where the reading before is old; first_at 0: not */
     uint64_t stopped_ns;        /* of this span, the process did not run */
     uint32_t n, dropped;
     lw_segment *segs;
@@ -79,12 +83,14 @@ typedef struct {
     uint64_t run_ns, run_changed; /* CPU time of the thread when last seen to grow, and when that was */
 } lw_sampler;
 
-int lw_sampler_open(lw_sampler *s);
-void lw_sampler_close(lw_sampler *s);
+void lw_sampler_close(lw_sampler *s); /* all zero again, as it has to begin */
 void lw_sampler_begin(lw_sampler *s, uint64_t span);
 /* Take one sample of thread TID whose state is at TSTATE.  busy: where its
  * span's beginning is kept; the sample is thrown away when that changed. */
 void lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64_t *busy, uint64_t interval);
+/* What a capture saw of the present span, AFTER_NS after it was asked for: the stack of the samples that have none yet. */
+void lw_sampler_captured(lw_sampler *s, const lw_frame *frames, int n, int omitted, const lw_textbuf *text,
+                         uint64_t after_ns);
 void lw_sampler_baseline(lw_sampler *s, int tid, uint64_t now);
 extern _Atomic uint64_t lw_count_samples, lw_count_failed;
 enum lw_cause lw_segment_cause(const lw_segment *seg);

@@ -17,31 +17,85 @@ read_int_local(uintptr_t frame, int slot)
     return lw_small_int(&copy);
 }
 
+/* The task that asyncio says runs in LOOP, or 0. */
+static uintptr_t
+running_task(uintptr_t tstate, uintptr_t loop)
+{
+    struct {
+        uintptr_t hash, key, value;
+    } entries[32];
+    uintptr_t keys, task = 0;
+    uint8_t index_bits;
+    Py_ssize_t count;
+
+    if (lw_alay.ts_task != 0) {
+        uintptr_t at_hand = 0;
+        (void)lw_read_ptr(tstate + lw_alay.ts_task - sizeof(loop), &at_hand);
+        return at_hand == loop && lw_read_ptr(tstate + lw_alay.ts_task, &task) == 0 ? task : 0;
+    }
+    if (lw_alay.current_tasks == 0 || lw_read_ptr(lw_alay.current_tasks + offsetof(PyDictObject, ma_keys), &keys) < 0
+        || lw_mem_read((const void *)(keys + lw_lay.dk_index_bits), &index_bits, sizeof(index_bits)) < 0
+        || lw_mem_read((const void *)(keys + lw_lay.dk_count), &count, sizeof(count)) < 0 || index_bits > 24) {
+        return 0;
+    }
+    uintptr_t at = keys + lw_lay.dk_entries + ((uintptr_t)1 << index_bits);
+    for (Py_ssize_t i = 0; i < count && i < 4096; i += 32) {
+        size_t n = (size_t)(count - i < 32 ? count - i : 32);
+        if (lw_mem_read((const void *)(at + (size_t)i * sizeof(entries[0])), entries, n * sizeof(entries[0])) < 0) {
+            return 0;
+        }
+        for (size_t j = 0; j < n; j++) {
+            if (entries[j].key == loop) {
+                task = entries[j].value != 0 ? entries[j].value : task;
+            }
+        }
+    }
+    return task;
+}
+
+static uintptr_t
+read_local(uintptr_t frame, int slot)
+{
+    uintptr_t ref = 0;
+    if (slot >= 0) {
+        (void)lw_read_ptr(frame + lw_lay.fr_locals + (size_t)slot * sizeof(void *), &ref);
+    }
+    return lw_untag(ref);
+}
+
+static void
+where_in_run_once(uintptr_t frame, lw_callback *out)
+{
+    long total = read_int_local(frame, lw_alay.local_ntodo);
+    long index = read_int_local(frame, lw_alay.local_i);
+    if (total < 0 || index < 0 || index >= total) {
+        return; /* not in the loop over callbacks */
+    }
+    out->total = (int)total;
+    out->index = (int)index;
+    out->handle = read_local(frame, lw_alay.local_handle);
+}
+
 void
-lw_callback_where(const lw_walk *walk, lw_callback *out)
+lw_callback_where(const lw_walk *walk, uintptr_t tstate, uintptr_t loop, lw_callback *out)
 {
     memset(out, 0, sizeof(*out));
     out->index = out->total = -1;
-    if (lw_alay.run_once_code == 0) {
-        return;
-    }
     for (int i = 0; i < walk->n; i++) {
-        if (walk->raw[i].code != lw_alay.run_once_code) {
-            continue;
+        uintptr_t code = walk->raw[i].code;
+        if (code != 0 && code == lw_alay.run_once_code) {
+            where_in_run_once(walk->raw[i].frame, out);
+            return;
         }
-        uintptr_t frame = walk->raw[i].frame, ref;
-        long total = read_int_local(frame, lw_alay.local_ntodo);
-        long index = read_int_local(frame, lw_alay.local_i);
-        if (total < 0 || index < 0 || index >= total) {
-            return; /* not in the loop over callbacks */
+        if (code != 0 && code == lw_alay.trio_code) {
+            out->named = LW_BY_TRIO_TASK;
+            out->handle = read_local(walk->raw[i].frame, lw_alay.trio_task);
+            return;
         }
-        out->total = (int)total;
-        out->index = (int)index;
-        if (lw_alay.local_handle >= 0
-            && lw_read_ptr(frame + lw_lay.fr_locals + (size_t)lw_alay.local_handle * sizeof(void *), &ref) == 0) {
-            out->handle = lw_untag(ref);
-        }
-        return;
+    }
+    if (loop != 0) {
+        out->named = LW_BY_TASK;
+        out->handle = running_task(tstate, loop);
     }
 }
 
@@ -74,10 +128,21 @@ type_name_ends(uintptr_t type, const char *suffix)
     return len >= want && strcmp(name + len - want, suffix) == 0;
 }
 
+/* The qualified name of the coroutine that a task keeps at OFFSET. */
+static void
+name_coroutine(uintptr_t task, size_t offset, lw_callback *out, lw_textbuf *text)
+{
+    uintptr_t coro, qualname;
+    if (offset != 0 && lw_alay.coro_qualname != 0 && lw_read_ptr(task + offset, &coro) == 0
+        && type_of(coro) == (uintptr_t)&PyCoro_Type && lw_read_ptr(coro + lw_alay.coro_qualname, &qualname) == 0) {
+        out->callback = lw_textbuf_str(text, qualname);
+    }
+}
+
 static void
 name_task(uintptr_t task, lw_callback *out, lw_textbuf *text)
 {
-    uintptr_t name, coro, qualname;
+    uintptr_t name;
     PyLongObject number;
     char buf[32];
 
@@ -92,9 +157,16 @@ name_task(uintptr_t task, lw_callback *out, lw_textbuf *text)
             out->task = lw_textbuf_str(text, name);
         }
     }
-    if (lw_alay.task_coro != 0 && lw_alay.coro_qualname != 0 && lw_read_ptr(task + lw_alay.task_coro, &coro) == 0
-        && type_of(coro) == (uintptr_t)&PyCoro_Type && lw_read_ptr(coro + lw_alay.coro_qualname, &qualname) == 0) {
-        out->callback = lw_textbuf_str(text, qualname);
+    name_coroutine(task, lw_alay.task_coro, out, text);
+}
+
+static void
+name_trio_task(uintptr_t task, lw_callback *out, lw_textbuf *text)
+{
+    uintptr_t name;
+    if (lw_alay.trio_name != 0 && lw_read_ptr(task + lw_alay.trio_name, &name) == 0) {
+        out->task = lw_textbuf_str(text, name);
+        name_coroutine(task, lw_alay.trio_coro, out, text);
     }
 }
 
@@ -103,6 +175,15 @@ lw_callback_names(lw_callback *out, lw_textbuf *text)
 {
     uintptr_t callback, next, type;
 
+    if (out->named != LW_BY_HANDLE) {
+        if (out->named == LW_BY_TRIO_TASK) {
+            name_trio_task(out->handle, out, text);
+        }
+        else if (type_of(out->handle) == lw_alay.task_type) {
+            name_task(out->handle, out, text);
+        }
+        return;
+    }
     if (out->handle == 0 || lw_alay.handle_callback == 0
         || lw_read_ptr(out->handle + lw_alay.handle_callback, &callback) < 0) {
         return;

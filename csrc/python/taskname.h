@@ -4,7 +4,11 @@
  * `ntodo`, and the `handle` with its callback; a task's step or wake-up leads
  * on to the task, its name and its coroutine's qualified name.  Every pointer
  * is checked by type before it is believed; what is not known stays 0 or -1.
- * Loops without that frame (uvloop, trio) yield nothing here. */
+ * trio's run loop has its task in a local of `unrolled_run`; its name and
+ * coroutine are slots.  uvloop has no frame of its own: the task that runs is
+ * looked up as asyncio.current_task() does, in the thread state (3.14 and
+ * later) or the dict of running tasks; which of how many callbacks it is stays
+ * unknown there, and plain callbacks have no name. */
 #ifndef LW_TASKNAME_H
 #define LW_TASKNAME_H
 
@@ -12,12 +16,13 @@
 
 typedef struct {
     int index, total;
-    uintptr_t handle;
+    uintptr_t handle; /* tells one callback from another: a Handle, or a task */
+    enum lw_named { LW_BY_HANDLE, LW_BY_TASK, LW_BY_TRIO_TASK } named;
     uint32_t task, callback; /* offsets into the text buffer; 0 unknown */
 } lw_callback;
 
-/* Only index, total and handle: a few reads, for every sample. */
-void lw_callback_where(const lw_walk *walk, lw_callback *out);
+/* All but the names: a few reads, for every sample.  LOOP: see lw_sampler. */
+void lw_callback_where(const lw_walk *walk, uintptr_t tstate, uintptr_t loop, lw_callback *out);
 /* The names of out->handle's callback: once a segment. */
 void lw_callback_names(lw_callback *out, lw_textbuf *text);
 

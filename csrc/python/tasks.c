@@ -8,6 +8,7 @@ PyTypeObject *lw_task_record_type;
 PyObject *lw_scope_var;
 void (*lw_task_born_hook)(lw_task_record *record, PyObject *task);
 void (*lw_task_died_hook)(lw_task_record *record, PyObject *corpse);
+void (*lw_task_unlink_hook)(lw_task_record *record);
 
 static PyObject *died_callback; /* owned */
 static PyObject *current_task;  /* owned: asyncio's */
@@ -135,6 +136,9 @@ static void
 take_out(lw_task_record *record)
 {
     lw_task_loop *home = record->home;
+    if (lw_task_unlink_hook != NULL) {
+        lw_task_unlink_hook(record);
+    }
     *(record->older ? &record->older->newer : &home->oldest) = record->newer;
     *(record->newer ? &record->newer->older : &home->newest) = record->older;
     record->older = record->newer = NULL;

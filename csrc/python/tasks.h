@@ -27,6 +27,7 @@
 #include "creation.h"
 
 typedef struct lw_task_loop lw_task_loop;
+typedef struct lw_task_group lw_task_group; /* taskstats.h */
 
 enum {
     LW_TASK_PAST = 1,    /* it came past the factory */
@@ -46,6 +47,7 @@ typedef struct lw_task_record {
     uint64_t parent_seq;    /* 0: the parent has no record, or there was none */
     uint64_t born_ns;       /* CLOCK_MONOTONIC, to a few milliseconds */
     uint32_t flags;
+    lw_task_group *group;   /* borrowed: whom its task is counted with, or NULL */
 } lw_task_record;
 
 struct lw_task_loop {
@@ -76,6 +78,8 @@ lw_task_loop *lw_task_loop_of(PyObject *loop); /* borrowed, or NULL */
  * the corpse may be read by offset, not used.  Must not run Python code nor raise.  NULL: nobody listens. */
 extern void (*lw_task_born_hook)(lw_task_record *record, PyObject *task);
 extern void (*lw_task_died_hook)(lw_task_record *record, PyObject *corpse);
+/* Called before a record leaves its loop's list, for whoever remembers a place in it. */
+extern void (*lw_task_unlink_hook)(lw_task_record *record);
 
 /* Used by taskfactory.c and tasklist.c. */
 lw_task_record *lw_task_record_new(lw_task_loop *home, PyObject *task, uint64_t seq, uint32_t flags); /* borrowed */

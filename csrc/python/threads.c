@@ -92,7 +92,7 @@ new_record(PyObject *function)
     if (record != NULL) {
         record->born_ns = lw_now_ns();
         record->creation = lw_creation_here(0);
-        record->scope = (ThreadScope *)Py_XNewRef((PyObject *)lw_thread_scope_here());
+        record->scope = (lw_thread_scope *)Py_XNewRef((PyObject *)lw_thread_scope_here());
         if (function != NULL) {
             name_target(record, function);
         }
@@ -199,7 +199,8 @@ start(PyObject *original, PyObject *const *args, Py_ssize_t nargs, PyObject *kwn
         name, (PyCFunction)(void (*)(void))start, METH_FASTCALL | METH_KEYWORDS,                                       \
             "Starts a thread as __self__ does; loopwatch notes where, while a guard for threads is open."              \
     }
-static PyMethodDef start_new = HOOK("start_new_thread"), start_joinable = HOOK("start_joinable_thread");
+static PyMethodDef start_new_thread = HOOK("start_new_thread"), start_new = HOOK("start_new"),
+                   start_joinable_thread = HOOK("start_joinable_thread");
 
 static struct {
     const char *module, *name;
@@ -208,11 +209,11 @@ static struct {
     PyObject *key;  /* owned str */
     PyObject *hook; /* owned: the last one made for this place, or NULL */
 } places[] = {
-    {"_thread", "start_new_thread", &start_new, NULL, NULL, NULL},
+    {"_thread", "start_new_thread", &start_new_thread, NULL, NULL, NULL},
     {"_thread", "start_new", &start_new, NULL, NULL, NULL},
-    {"_thread", "start_joinable_thread", &start_joinable, NULL, NULL, NULL},
-    {"threading", "_start_new_thread", &start_new, NULL, NULL, NULL},
-    {"threading", "_start_joinable_thread", &start_joinable, NULL, NULL, NULL},
+    {"_thread", "start_joinable_thread", &start_joinable_thread, NULL, NULL, NULL},
+    {"threading", "_start_new_thread", &start_new_thread, NULL, NULL, NULL},
+    {"threading", "_start_joinable_thread", &start_joinable_thread, NULL, NULL, NULL},
 };
 #define PLACES (sizeof(places) / sizeof(places[0]))
 

@@ -29,17 +29,19 @@
 #include "compat.h"
 #include "creation.h"
 
-typedef struct ThreadScope {
-    PyObject_HEAD uint64_t mark; /* the newest thread state's number when it opened */
-    struct ThreadScope *parent;  /* owned: the scope it was opened in, or NULL */
+/* What a scope is, apart from the handle ThreadScope that somebody closes or drops: contexts, inner scopes and records
+ * hold it for as long as they like. */
+typedef struct lw_thread_scope {
+    PyObject_HEAD uint64_t mark;    /* the newest thread state's number when it opened */
+    struct lw_thread_scope *parent; /* owned: the scope it was opened in, or NULL */
     int open;
-} ThreadScope;
+} lw_thread_scope;
 
 typedef struct {
     PyObject_HEAD lw_creation *creation; /* owned, or NULL */
     PyObject *thread;                    /* owned weak reference to a threading.Thread, or NULL */
     PyObject *target, *module;           /* owned str or NULL: what runs in it */
-    ThreadScope *scope;                  /* owned: the innermost scope open where it was begun, or NULL */
+    lw_thread_scope *scope;                  /* owned: the innermost scope open where it was begun, or NULL */
     unsigned long ident;
     uint64_t born_ns;
 } ThreadRecord;
@@ -51,7 +53,7 @@ PyObject *lw_thread_record(PyThreadState *ts);  /* borrowed, NULL without one; o
 
 /* threadscope.c: the type ThreadScope. */
 int lw_threadscope_init(PyObject *module);
-ThreadScope *lw_thread_scope_here(void);        /* borrowed: the innermost open scope of this context or thread */
+lw_thread_scope *lw_thread_scope_here(void);        /* borrowed: the innermost open scope of this context or thread */
 
 /* threadlook.c: threads_doing(), what threads are doing now. */
 int lw_threadlook_init(PyObject *module);

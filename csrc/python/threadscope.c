@@ -1,11 +1,16 @@
 /* threadscope.c: the type ThreadScope, see threads.h.
  *
- * A scope that nobody closes closes when it is freed.  The context that it was
- * opened in may hold it longer than that; so whoever reads the context variable
- * steps over closed scopes to the first open one around them. */
+ * A scope that nobody closes closes when its handle is freed.  The context that
+ * it was opened in may hold the rest of it longer than that; so whoever reads
+ * the context variable steps over closed scopes to the first open one around
+ * them. */
 #include "threads.h"
 
-static PyTypeObject *scope_type; /* owned by the module, process-wide */
+typedef struct {
+    PyObject_HEAD lw_thread_scope *scope; /* owned; NULL only while it is made */
+} ThreadScope;
+
+static PyTypeObject *scope_type, *handle_type; /* owned by the module, process-wide */
 static PyObject *context_var;    /* owned: the innermost scope of this context, or None */
 static int open_scopes;
 
@@ -15,8 +20,8 @@ newest(void)
     return PyInterpreterState_ThreadHead(PyInterpreterState_Get());
 }
 
-static ThreadScope *
-first_open(ThreadScope *scope)
+static lw_thread_scope *
+first_open(lw_thread_scope *scope)
 {
     while (scope != NULL && !scope->open) {
         scope = scope->parent;
@@ -25,16 +30,16 @@ first_open(ThreadScope *scope)
 }
 
 /* The innermost open scope here: of this context, else of this thread.  Borrowed; clears errors. */
-ThreadScope *
+lw_thread_scope *
 lw_thread_scope_here(void)
 {
     PyObject *value = NULL;
-    ThreadScope *scope = NULL;
+    lw_thread_scope *scope = NULL;
     if (PyContextVar_Get(context_var, NULL, &value) < 0) {
         PyErr_Clear();
     }
     if (value != NULL && Py_IS_TYPE(value, scope_type)) {
-        scope = first_open((ThreadScope *)value); /* the context holds it, it holds its parents */
+        scope = first_open((lw_thread_scope *)value); /* the context holds it, it holds its parents */
     }
     Py_XDECREF(value);
     if (scope == NULL) {
@@ -46,18 +51,21 @@ lw_thread_scope_here(void)
 }
 
 static PyObject *
-scope_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+handle_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {NULL};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, ":ThreadScope", names)) {
         return NULL;
     }
     ThreadScope *self = (ThreadScope *)type->tp_alloc(type, 0);
-    if (self == NULL) {
+    lw_thread_scope *scope = self ? (lw_thread_scope *)scope_type->tp_alloc(scope_type, 0) : NULL;
+    if (scope == NULL) {
+        Py_XDECREF(self);
         return NULL;
     }
-    self->parent = (ThreadScope *)Py_XNewRef((PyObject *)lw_thread_scope_here());
-    PyObject *token = PyContextVar_Set(context_var, (PyObject *)self);
+    self->scope = scope;
+    scope->parent = (lw_thread_scope *)Py_XNewRef((PyObject *)lw_thread_scope_here());
+    PyObject *token = PyContextVar_Set(context_var, (PyObject *)scope);
     if (token == NULL || (open_scopes == 0 && lw_threads_hook() < 0)) {
         Py_XDECREF(token);
         Py_DECREF(self);
@@ -65,32 +73,32 @@ scope_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     Py_DECREF(token);
     open_scopes++;
-    self->open = 1;
-    self->mark = PyThreadState_GetID(newest());
+    scope->open = 1;
+    scope->mark = PyThreadState_GetID(newest());
     return (PyObject *)self;
 }
 
 static void
-scope_shut(ThreadScope *self)
+scope_shut(lw_thread_scope *scope)
 {
-    if (!self->open) {
-        return;
-    }
-    self->open = 0;
-    if (--open_scopes == 0) {
-        lw_threads_unhook();
+    if (scope != NULL && scope->open) {
+        scope->open = 0;
+        if (--open_scopes == 0) {
+            lw_threads_unhook();
+        }
     }
 }
 
 static PyObject *
-scope_close(ThreadScope *self, PyObject *Py_UNUSED(unused))
+handle_close(ThreadScope *self, PyObject *Py_UNUSED(unused))
 {
     PyObject *value = NULL, *token = NULL;
-    if (self->open && PyContextVar_Get(context_var, NULL, &value) == 0 && value == (PyObject *)self) {
-        ThreadScope *outer = first_open(self->parent);
+    lw_thread_scope *scope = self->scope;
+    if (scope->open && PyContextVar_Get(context_var, NULL, &value) == 0 && value == (PyObject *)scope) {
+        lw_thread_scope *outer = first_open(scope->parent);
         token = PyContextVar_Set(context_var, outer ? (PyObject *)outer : Py_None);
     }
-    scope_shut(self);
+    scope_shut(scope);
     Py_XDECREF(token);
     Py_XDECREF(value);
     PyErr_Clear();
@@ -98,23 +106,32 @@ scope_close(ThreadScope *self, PyObject *Py_UNUSED(unused))
 }
 
 static void
-scope_dealloc(ThreadScope *self)
+handle_dealloc(ThreadScope *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject *etype, *value, *trace;
     PyErr_Fetch(&etype, &value, &trace);
-    scope_shut(self);
-    Py_XDECREF(self->parent);
+    scope_shut(self->scope);
+    Py_XDECREF(self->scope);
     type->tp_free(self);
     Py_DECREF(type);
     PyErr_Restore(etype, value, trace);
 }
 
+static void
+scope_dealloc(lw_thread_scope *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    Py_XDECREF(self->parent);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
 /* Whether it was begun inside scopes of which SELF is none. */
 static int
-foreign(ThreadScope *self, PyObject *record)
+foreign(lw_thread_scope *self, PyObject *record)
 {
-    ThreadScope *scope = record ? ((ThreadRecord *)record)->scope : NULL;
+    lw_thread_scope *scope = record ? ((ThreadRecord *)record)->scope : NULL;
     int others = scope != NULL;
     for (; scope != NULL; scope = scope->parent) {
         if (scope == self) {
@@ -140,11 +157,11 @@ has_run(PyThreadState *ts, PyObject *record)
 }
 
 static PyObject *
-scope_threads(ThreadScope *self, PyObject *Py_UNUSED(unused))
+handle_threads(ThreadScope *self, PyObject *Py_UNUSED(unused))
 {
     PyObject *list = PyList_New(0);
     PyThreadState *mine = PyThreadState_Get();
-    for (PyThreadState *ts = newest(); list != NULL && ts != NULL && PyThreadState_GetID(ts) > self->mark;
+    for (PyThreadState *ts = newest(); list != NULL && ts != NULL && PyThreadState_GetID(ts) > self->scope->mark;
          ts = PyThreadState_Next(ts)) {
         PyObject *record = ts == mine ? NULL : lw_thread_record(ts), *row = NULL;
         if (ts == mine) {
@@ -157,7 +174,7 @@ scope_threads(ThreadScope *self, PyObject *Py_UNUSED(unused))
                                 : run  ? ts->thread_id
                                        : 0UL,
                                 run ? ts->native_thread_id : 0UL, lw_begun_by_python(ts), record ? record : Py_None,
-                                foreign(self, record));
+                                foreign(self->scope, record));
         }
         if (row == NULL || PyList_Append(list, row) < 0) {
             Py_CLEAR(list);
@@ -167,29 +184,44 @@ scope_threads(ThreadScope *self, PyObject *Py_UNUSED(unused))
     return list;
 }
 
-static PyMethodDef scope_methods[] = {
-    {"close", (PyCFunction)(void (*)(void))scope_close, METH_NOARGS, "Take the hooks away if this is the last one."},
-    {"threads", (PyCFunction)(void (*)(void))scope_threads, METH_NOARGS, "Threads begun since, newest first."},
+static PyObject *
+handle_open(ThreadScope *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->scope->open);
+}
+
+static PyMethodDef handle_methods[] = {
+    {"close", (PyCFunction)(void (*)(void))handle_close, METH_NOARGS, "Take the hooks away if this is the last one."},
+    {"threads", (PyCFunction)(void (*)(void))handle_threads, METH_NOARGS, "Threads begun since, newest first."},
     {NULL, NULL, 0, NULL},
 };
-static PyMemberDef scope_members[] = {
-    {"open", T_INT, offsetof(ThreadScope, open), READONLY, NULL},
-    {NULL, 0, 0, 0, NULL},
+static PyGetSetDef handle_getset[] = {
+    {"open", (getter)(void (*)(void))handle_open, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
 };
-static PyType_Slot scope_slots[] = {
-    {Py_tp_new, scope_new},
-    {Py_tp_dealloc, scope_dealloc},
-    {Py_tp_methods, scope_methods},
-    {Py_tp_members, scope_members},
+static PyType_Slot handle_slots[] = {
+    {Py_tp_new, handle_new},
+    {Py_tp_dealloc, handle_dealloc},
+    {Py_tp_methods, handle_methods},
+    {Py_tp_getset, handle_getset},
     {0, NULL},
 };
-static PyType_Spec scope_spec = {"loopwatch._core.ThreadScope", sizeof(ThreadScope), 0,
-                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, scope_slots};
+static PyType_Spec handle_spec = {"loopwatch._core.ThreadScope", sizeof(ThreadScope), 0,
+                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, handle_slots};
+
+static PyType_Slot scope_slots[] = {
+    {Py_tp_dealloc, scope_dealloc},
+    {0, NULL},
+};
+static PyType_Spec scope_spec = {"loopwatch._core._ThreadScopeState", sizeof(lw_thread_scope), 0,
+                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                                 scope_slots};
 
 int
 lw_threadscope_init(PyObject *module)
 {
     context_var = PyContextVar_New("loopwatch_threads", NULL);
     scope_type = context_var ? (PyTypeObject *)PyType_FromModuleAndSpec(module, &scope_spec, NULL) : NULL;
-    return scope_type ? PyModule_AddType(module, scope_type) : -1;
+    handle_type = scope_type ? (PyTypeObject *)PyType_FromModuleAndSpec(module, &handle_spec, NULL) : NULL;
+    return handle_type ? PyModule_AddType(module, handle_type) : -1;
 }

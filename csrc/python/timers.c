@@ -233,12 +233,9 @@ static PyMethodDef timers_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot timers_slots[] = {
-    {Py_tp_doc, "The timers of one loop."},
-    {Py_tp_methods, timers_methods},
-    {Py_tp_traverse, timers_traverse},
-    {Py_tp_clear, timers_clear},
-    {Py_tp_dealloc, timers_dealloc},
-    {0, NULL},
+    {Py_tp_doc, "The timers of one loop."}, {Py_tp_methods, timers_methods},
+    {Py_tp_traverse, timers_traverse},      {Py_tp_clear, timers_clear},
+    {Py_tp_dealloc, timers_dealloc},        {0, NULL},
 };
 static PyType_Spec timers_spec = {"loopwatch._core.Timers", sizeof(Timers), 0,
                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE
@@ -255,9 +252,9 @@ attach(Timers *self, int i)
     }
     hook->vectorcall = schedule;
     hook->owner = (Timers *)Py_NewRef(self);
+    PyObject *before = Py_XNewRef(own_attribute(self->loop, name)); /* clears errors: first */
     hook->original = PyObject_GetAttr(self->loop, name);
     PyObject_GC_Track(hook);
-    PyObject *before = Py_XNewRef(own_attribute(self->loop, name));
     if (hook->original == NULL || PyObject_SetAttr(self->loop, name, (PyObject *)hook) < 0) {
         Py_XDECREF(before);
         Py_DECREF(hook);
@@ -305,7 +302,8 @@ timers_begin(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 static PyMethodDef functions[] = {
-    {"timers_begin", timers_begin, METH_VARARGS, "timers_begin(loop, names, passing) -> Timers: shared by the loop's guards"},
+    {"timers_begin", timers_begin, METH_VARARGS,
+     "timers_begin(loop, names, passing) -> Timers: shared by the loop's guards"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "../core/clock.h"
+#include "loopstats.h"
 #include "layout.h"
 
 PyTypeObject *lw_watch_type, *lw_scope_type;
@@ -19,6 +20,9 @@ lw_adopt_thread(lw_watch *w)
     uintptr_t tstate = (uintptr_t)PyThreadState_Get();
     if (atomic_load_explicit(&w->tstate, memory_order_relaxed) != tstate) {
         atomic_store(&w->tid, (int)syscall(SYS_gettid));
+        lw_watch_lock(w);
+        w->ident = PyThread_get_thread_ident();
+        lw_watch_unlock(w);
         atomic_store(&w->tstate, tstate);
     }
 }
@@ -78,7 +82,7 @@ judge(Watch *self, Scope *scope, uint64_t start, uint64_t end)
 static void
 pin(Watch *self, uint64_t start, uint64_t end, int over)
 {
-    lw_lock();
+    lw_watch_lock(&self->w);
     lw_account_gap(&self->w, end);
     if (over) {
         atomic_store(&self->w.busy, 0);
@@ -87,15 +91,15 @@ pin(Watch *self, uint64_t start, uint64_t end, int over)
         lw_sampler_begin(&self->w.sampler, start);
     }
     self->w.pinned++;
-    lw_unlock();
+    lw_watch_unlock(&self->w);
 }
 
 static void
 unpin(Watch *self)
 {
-    lw_lock();
+    lw_watch_lock(&self->w);
     self->w.pinned--;
-    lw_unlock();
+    lw_watch_unlock(&self->w);
 }
 
 void
@@ -149,14 +153,20 @@ lw_drain_generic(void *unused)
 static int
 attach(Watch *self)
 {
-    if (self->w.kind == LW_EPOLL || self->w.kind == LW_SELECTOR) {
-        lw_layout_asyncio();
+    lw_layout_asyncio();
+    self->w.sampler.loop = 0;
+    if (self->w.kind == LW_TRIO) {
+        lw_layout_trio();
+    }
+    else if (self->w.kind == LW_UV || self->w.kind == LW_GENERIC) {
+        lw_layout_running_task(self->loop);
+        self->w.sampler.loop = (uintptr_t)self->loop;
     }
     lw_adopt_thread(&self->w);
     atomic_store(&self->w.busy, lw_now_ns()); /* whoever opens a scope in a loop's thread is working */
     if (lw_watchdog_add(&self->w) < 0) {
         PyErr_SetString(PyExc_RuntimeError, "loopwatch could not start its watchdog thread or has no room for another "
-                                            "loop (at most 1024 at once); close guards that are no longer needed");
+                                            "loop (memory, or 65536 at once); close guards that are no longer needed");
         return -1;
     }
     int status = 0;
@@ -257,6 +267,8 @@ watch_tp_init(Watch *self, PyObject *args, PyObject *kwargs)
     return 0;
 }
 
+static void stats_drop(Watch *self);
+
 static int
 watch_traverse(Watch *self, visitproc visit, void *arg)
 {
@@ -265,6 +277,7 @@ watch_traverse(Watch *self, visitproc visit, void *arg)
     Py_VISIT(self->selector);
     Py_VISIT(self->probe);
     Py_VISIT(self->before);
+    Py_VISIT(self->stats);
     return 0;
 }
 
@@ -272,6 +285,7 @@ static int
 watch_clear(Watch *self)
 {
     detach(self);
+    stats_drop(self);
     Py_CLEAR(self->loop);
     Py_CLEAR(self->selector);
     Py_CLEAR(self->probe);
@@ -349,10 +363,59 @@ static PyObject *
 watch_idle(Watch *self, PyObject *Py_UNUSED(unused))
 {
     uint64_t now = lw_now_ns(), busy = atomic_load(&self->w.busy);
+    if (self->w.stats != NULL) {
+        lw_loopstats_span(self->w.stats, busy, now);
+    }
     if (self->attached && lw_span_is_long(&self->w, busy, now)) {
         lw_span_end(self, busy, now);
     }
     atomic_store(&self->w.busy, 0);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+watch_stats_open(Watch *self, PyObject *Py_UNUSED(unused))
+{
+    if (self->loop == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "this Watch has no loop");
+        return NULL;
+    }
+    if (self->stats == NULL) {
+        self->stats = lw_loopstats_new(self->loop);
+        if (self->stats == NULL || lw_handlerun_need(1) < 0) {
+            Py_CLEAR(self->stats);
+            return NULL;
+        }
+        lw_loopstats_list(self->stats, 1);
+        self->w.stats = self->stats;
+    }
+    self->stats->open++;
+    return Py_NewRef(self->stats);
+}
+
+static void
+stats_drop(Watch *self)
+{
+    lw_loopstats *stats = self->stats;
+    if (stats == NULL) {
+        return;
+    }
+    self->w.stats = NULL;
+    self->stats = NULL;
+    stats->open = 0;
+    lw_loopstats_list(stats, -1);
+    if (lw_handlerun_need(-1) < 0) {
+        PyErr_Clear();
+    }
+    Py_DECREF(stats);
+}
+
+static PyObject *
+watch_stats_close(Watch *self, PyObject *Py_UNUSED(unused))
+{
+    if (self->stats != NULL && --self->stats->open <= 0) {
+        stats_drop(self);
+    }
     Py_RETURN_NONE;
 }
 
@@ -386,6 +449,8 @@ static PyMethodDef watch_methods[] = {
      "open_scope(threshold_ns, interval_ns, on_block=None) -> Scope"},
     {"busy", (PyCFunction)watch_busy, METH_NOARGS, "The loop starts to work now."},
     {"idle", (PyCFunction)watch_idle, METH_NOARGS, "The loop waits for I/O from now on."},
+    {"stats_open", (PyCFunction)watch_stats_open, METH_NOARGS, "Count spans and callbacks from now on -> LoopStats"},
+    {"stats_close", (PyCFunction)watch_stats_close, METH_NOARGS, "No longer; the LoopStats stays readable."},
     {"abandon", (PyCFunction)watch_abandon, METH_NOARGS, "Take the probe away; scopes stay, and find nothing more."},
     {NULL, NULL, 0, NULL},
 };

@@ -29,6 +29,7 @@ typedef struct {
     PyObject *probe;    /* owned while installed */
     PyObject *before;   /* owned: the instance attribute that stood where the probe stands, or NULL */
     void *uv;           /* owned: uv_probe, see probe_uv.c */
+    struct lw_loopstats *stats; /* owned while it is counted; w.stats is the same */
     Scope *scopes;      /* borrowed list */
     int nscopes;
     int attached;

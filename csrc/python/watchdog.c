@@ -14,33 +14,36 @@
 #include "../core/procfs.h"
 #include "../core/saferead.h"
 #include "../core/sysname.h"
+#include "capture.h"
 #include "hang.h"
 #include "layout.h"
 
-#define MAX_WATCHES 1024
 #define MS UINT64_C(1000000)
 #define LINGER_NS (5000 * MS)   /* slow ticks after the last watch, then parked */
 #define TICK_MAX (100 * MS)      /* a wake-up costs some 50 us of CPU on a virtual machine */
 #define DELAY_REFRESH (1000 * MS) /* how old the watchdog's own run-delay reading may be */
 #define GAP_MIN (20 * MS)       /* later than this is worth asking why */
+#define SLICE_NS (20 * MS)      /* of sampling in one walk */
+#define BASELINES 32            /* run-delays read in one walk */
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t state_lock = PTHREAD_MUTEX_INITIALIZER; /* starting and stopping */
+static pthread_mutex_t sleep_lock =
+    PTHREAD_MUTEX_INITIALIZER; /* held by the watchdog but in its wait: wake, earliest */
 static pthread_cond_t wake;
 static pthread_t thread;
-static int running, stopping, atfork_done;
+static _Atomic int running;
+static int atfork_done;
+static _Atomic int stopping;
 static _Atomic int wd_tid;
-static lw_watch *watches[MAX_WATCHES];
-static int nwatches;
-static uint64_t planned;        /* when the present wait should end; 0: not waiting with a deadline */
-static uint64_t delay_before;   /* the watchdog's run-delay some time before it began to wait */
-static uint64_t delay_read;     /* when that was read */
-static uint64_t gap_until;      /* a gap up to here is accounted for */
+static _Atomic uint64_t planned;      /* when the present wait should end; 0: not waiting with a deadline */
+static uint64_t earliest;             /* a wake-up asked for while it did not wait; 0: none */
+static _Atomic uint64_t delay_before; /* the watchdog's run-delay some time before it began to wait */
+static uint64_t delay_read;           /* when that was read */
 static uint64_t idle_since;
 static _Atomic uint64_t ticks, cpu_ns;
-static uint64_t hang_after;
-static int hang_fd = 2;
-static struct stat hang_file;    /* what that descriptor was: a program may close it and open another file */
-static _Atomic int waiting;      /* threads at the lock, perhaps with the GIL */
+static _Atomic uint64_t hang_after;
+static int hang_fd = 2;         /* under the reading lock */
+static struct stat hang_file;   /* what that descriptor was: a program may close it and open another file */
 static int forking_tid;
 static int (*drain_call)(void *);
 static struct {
@@ -49,28 +52,7 @@ static struct {
     uint64_t interval;
     lw_sampler sampler;
     _Atomic uint64_t span;
-} stress;
-
-void
-lw_lock(void)
-{
-    atomic_fetch_add(&waiting, 1);
-    pthread_mutex_lock(&lock);
-    atomic_fetch_sub(&waiting, 1);
-}
-
-/* The watchdog lets those go first who wait at the lock. */
-static void
-let_others(void)
-{
-    if (atomic_load(&waiting) != 0) {
-        pthread_mutex_unlock(&lock);
-        for (int i = 0; i < 100 && atomic_load(&waiting) != 0; i++) {
-            sched_yield();
-        }
-        pthread_mutex_lock(&lock);
-    }
-}
+} stress; /* under the reading lock */
 
 int
 lw_watchdog_tid(void)
@@ -87,45 +69,40 @@ hang_target(void)
     return same ? hang_fd : -1;
 }
 
-void
-lw_unlock(void)
-{
-    pthread_mutex_unlock(&lock);
-}
-
+/* The process did not run: take it down against the span it fell into.  W is locked. */
 static void
 add_stop(lw_watch *w, uint64_t from, uint64_t until)
 {
     uint64_t busy = atomic_load(&w->busy);
-    if (busy == 0 || busy >= until || w->pinned) {
+    from = from > w->stop_seen ? from : w->stop_seen;
+    if (busy == 0 || busy >= until || from >= until || w->pinned) {
         return;
     }
     if (w->sampler.span != busy) {
         lw_sampler_begin(&w->sampler, busy);
     }
     w->sampler.stopped_ns += until - (busy > from ? busy : from);
+    w->stop_seen = until;
 }
 
-/* The length of a stop that ends now; 0 if there was none.  Locked. */
-static uint64_t
-gap_begin(uint64_t now, uint64_t *from)
+/* Whether a stop ends now that began when the watchdog should have woken. */
+static int
+is_gap(uint64_t now, uint64_t *from)
 {
     lw_sched sched;
-    if (planned == 0 || now < planned + GAP_MIN || wd_tid == 0) {
+    int tid = atomic_load(&wd_tid);
+    *from = atomic_load(&planned);
+    if (*from == 0 || now < *from + GAP_MIN || tid == 0 || lw_read_schedstat(tid, &sched) < 0) {
         return 0;
     }
-    *from = planned > gap_until ? planned : gap_until;
-    if (now <= *from || lw_read_schedstat(wd_tid, &sched) < 0) {
-        return 0;
-    }
-    return (sched.delay_ns - delay_before) * 2 < now - *from ? now - *from : 0;
+    return (sched.delay_ns - atomic_load(&delay_before)) * 2 < now - *from;
 }
 
 void
 lw_account_gap(lw_watch *w, uint64_t now)
 {
     uint64_t from;
-    if (gap_begin(now, &from) != 0) {
+    if (is_gap(now, &from)) {
         add_stop(w, from, now);
     }
 }
@@ -170,86 +147,179 @@ look_generic(lw_watch *w, uint64_t now)
     }
 }
 
-/* Look at one loop; returns when to look again. */
+/* Sample one busy loop, locked, and report it when it hangs; returns when to look again. */
 static uint64_t
-look(lw_watch *w, uint64_t now, uint64_t tick)
+look_closely(lw_watch *w, uint64_t busy, uint64_t now)
 {
     lw_sampler *s = &w->sampler;
-    if (w->pinned) {
-        return now + tick;
-    }
-    if (w->kind == LW_GENERIC) {
-        look_generic(w, now);
-        tick = tick < atomic_load(&w->min_threshold) / 50 ? tick : atomic_load(&w->min_threshold) / 50;
-        if (atomic_load(&w->pending_end) != 0) {
-            return now + tick;
-        }
-    }
-    uint64_t busy = atomic_load_explicit(&w->busy, memory_order_acquire);
-    uint64_t spans = atomic_load_explicit(&w->spans, memory_order_relaxed);
-    uint64_t start = atomic_load(&w->min_threshold) / 4;
-    uint64_t interval = atomic_load(&w->interval);
+    uint64_t interval = atomic_load(&w->interval), age = now - busy, report = atomic_load(&hang_after);
     int tid = atomic_load(&w->tid);
-    if (busy == 0 || now < busy) {
-        if (spans != w->spans_seen) {
-            lw_sampler_baseline(s, tid, now);
-            w->spans_seen = spans;
-        }
-        return now + tick;
-    }
-    uint64_t age = now - busy;
-    if (age < start) {
-        if (s->delay_at < busy) {
-            lw_sampler_baseline(s, tid, now);
-        }
-        return busy + start < now + tick ? busy + start : now + tick;
-    }
+
+    lw_lock_for_watchdog();
     if (s->span != busy) {
         lw_sampler_begin(s, busy);
     }
     if (now >= w->next_ns || s->n == 0) {
         lw_sampler_sample(s, atomic_load(&w->tstate), tid, &w->busy, interval);
         w->next_ns = now + (age / 64 > interval ? age / 64 : interval);
+        lw_capture_ask(w, busy, now);
     }
-    if (hang_after != 0 && age >= (s->hang_next ? s->hang_next : hang_after)) {
-        s->hang_next = (s->hang_next ? s->hang_next : hang_after) * 2;
+    if (report != 0 && age >= (s->hang_next ? s->hang_next : report)) {
+        s->hang_next = (s->hang_next ? s->hang_next : report) * 2;
         lw_hang_report(hang_target(), atomic_load(&w->tstate), tid, age);
     }
-    if (w->kind == LW_GENERIC && now + tick < w->next_ns) {
-        return now + tick;
-    }
+    lw_unlock();
     return w->next_ns;
 }
 
+/* One walk over all watches: what is left to do in it. */
+typedef struct {
+    uint64_t began, now; /* now is renewed where time went by */
+    uint64_t next;       /* when the next walk is due */
+    int baselines;
+} walk_state;
+
+static void
+due(walk_state *walk, uint64_t when)
+{
+    walk->next = when < walk->next ? when : walk->next;
+}
+
+/* Look at one loop, locked. */
+static void
+look(lw_watch *w, walk_state *walk)
+{
+    uint64_t threshold = atomic_load_explicit(&w->min_threshold, memory_order_relaxed), now = walk->now;
+    uint64_t start = threshold / 4;
+    due(walk, now + (start > MS ? start : MS));
+    if (w->pinned) {
+        return;
+    }
+    if (w->kind == LW_GENERIC) {
+        look_generic(w, now);
+        due(walk, now + threshold / 50);
+        if (atomic_load(&w->pending_end) != 0) {
+            return;
+        }
+    }
+    uint64_t busy = atomic_load_explicit(&w->busy, memory_order_acquire);
+    uint64_t spans = atomic_load_explicit(&w->spans, memory_order_relaxed);
+    int young = busy == 0 || now < busy + start;
+    if (young && (busy == 0 || now < busy ? spans != w->spans_seen : w->sampler.delay_at < busy)
+        && walk->baselines > 0) {
+        walk->baselines--;
+        lw_sampler_baseline(&w->sampler, atomic_load(&w->tid), now);
+        w->spans_seen = spans;
+    }
+    if (young) {
+        if (busy != 0 && now >= busy) {
+            due(walk, busy + start);
+        }
+    }
+    else if (w->sampler.span == busy && w->sampler.n != 0 && now < w->next_ns) {
+        due(walk, w->next_ns);
+    }
+    else if (now - walk->began < SLICE_NS) {
+        due(walk, look_closely(w, busy, now));
+        walk->now = lw_now_ns();
+    }
+    else {
+        due(walk, now);
+    }
+}
+
+/* Look at all loops; returns when to do so again.  Begins where the walk before had no time left. */
+static uint64_t
+walk_all(void)
+{
+    static int first;
+    uint64_t now = lw_now_ns();
+    walk_state walk = {now, now, now + TICK_MAX, BASELINES};
+    int bound = lw_registry_bound(), begin = first < bound ? first : 0, left_off = -1;
+
+    for (int i = 0; i < bound; i++) {
+        int at = begin + i < bound ? begin + i : begin + i - bound;
+        lw_slot *slot = lw_registry_slot(at);
+        lw_watch *w = lw_slot_try(slot);
+        if (w == NULL) {
+            due(&walk, atomic_load(&slot->watch) != NULL ? walk.now + MS : walk.next); /* its loop has it just now */
+            continue;
+        }
+        look(w, &walk);
+        lw_slot_leave(slot);
+        if (left_off < 0 && (walk.baselines == 0 || walk.now - walk.began >= SLICE_NS)) {
+            left_off = at + 1;
+        }
+    }
+    first = left_off < 0 ? 0 : left_off;
+    now = lw_now_ns();
+    uint64_t rest = now + (now - walk.began); /* however many are busy: never more than half of a CPU */
+    return walk.next > rest || now - walk.began < MS ? walk.next : rest;
+}
+
+static void
+sample_stress(uint64_t *next)
+{
+    lw_lock_for_watchdog();
+    if (stress.interval != 0) {
+        uint64_t again = lw_now_ns() + stress.interval;
+        if (stress.sampler.n > LW_MAX_SEGMENTS / 2 || stress.sampler.text.used > LW_TEXT_SIZE / 2) {
+            lw_sampler_begin(&stress.sampler, 1);
+        }
+        lw_sampler_sample(&stress.sampler, stress.tstate, stress.tid, &stress.span, MS);
+        *next = again < *next ? again : *next;
+        idle_since = 0;
+    }
+    lw_unlock();
+}
+
+/* The process was stopped while the watchdog waited: no span is to blame. */
 static void
 note_gap(uint64_t now)
 {
     uint64_t from;
-    if (gap_begin(now, &from) != 0) {
-        for (int i = 0; i < nwatches; i++) {
-            add_stop(watches[i], from, now);
+    if (lw_registry_count() == 0 || !is_gap(now, &from)) {
+        return;
+    }
+    for (int i = 0; i < lw_registry_bound(); i++) {
+        lw_slot *slot = lw_registry_slot(i);
+        lw_watch *w = lw_slot_try(slot); /* whoever holds it has asked for itself */
+        if (w != NULL) {
+            lw_lock_for_watchdog();
+            add_stop(w, from, now);
+            lw_unlock();
+            lw_slot_leave(slot);
         }
-        gap_until = now;
     }
 }
 
+/* Sleep until then, or for good where nothing is watched; the sleep lock is held. */
 static void
 wait_until(uint64_t when)
 {
     lw_sched sched;
-    struct timespec ts = {(time_t)(when / 1000000000), (long)(when % 1000000000)};
     uint64_t now = lw_now_ns();
-    if (now - delay_read > DELAY_REFRESH && lw_read_schedstat(wd_tid, &sched) == 0) {
-        delay_before = sched.delay_ns;
+    if (earliest != 0 && earliest < when) {
+        when = earliest;
+    }
+    earliest = 0;
+    if (now >= when) {
+        return;
+    }
+    if (now - delay_read > DELAY_REFRESH && lw_read_schedstat(atomic_load(&wd_tid), &sched) == 0) {
+        atomic_store(&delay_before, sched.delay_ns);
         delay_read = now;
     }
-    planned = when;
-    pthread_cond_timedwait(&wake, &lock, &ts);
-    now = lw_now_ns();
-    if (nwatches != 0) {
-        note_gap(now);
+    if (idle_since != 0 && now - idle_since > LINGER_NS) {
+        pthread_cond_wait(&wake, &sleep_lock); /* parked */
+        idle_since = 0;
+        return;
     }
-    planned = 0;
+    struct timespec ts = {(time_t)(when / 1000000000), (long)(when % 1000000000)};
+    atomic_store(&planned, when);
+    pthread_cond_timedwait(&wake, &sleep_lock, &ts);
+    note_gap(lw_now_ns());
+    atomic_store(&planned, 0);
 }
 
 static void *
@@ -257,95 +327,46 @@ watchdog_main(void *unused)
 {
     struct timespec cpu;
     (void)unused;
-    pthread_mutex_lock(&lock);
-    wd_tid = (int)syscall(SYS_gettid);
-    while (!stopping) {
-        uint64_t now = lw_now_ns();
-        uint64_t tick = TICK_MAX, next;
-        for (int i = 0; i < nwatches; i++) {
-            uint64_t t = atomic_load(&watches[i]->min_threshold) / 4;
-            tick = t < tick ? (t > MS ? t : MS) : tick;
-        }
-        next = now + tick;
-        for (int i = 0; i < nwatches; i++) {
-            uint64_t again = look(watches[i], now, tick);
-            next = again < next ? again : next;
-            let_others(); /* may shorten the list: the bound is read anew */
-        }
-        if (stress.interval != 0) {
-            if (stress.sampler.n > LW_MAX_SEGMENTS / 2 || stress.sampler.text.used > LW_TEXT_SIZE / 2) {
-                lw_sampler_begin(&stress.sampler, 1);
-            }
-            lw_sampler_sample(&stress.sampler, stress.tstate, stress.tid, &stress.span, MS);
-            next = now + stress.interval < next ? now + stress.interval : next;
-        }
+    atomic_store(&wd_tid, (int)syscall(SYS_gettid));
+    while (!atomic_load(&stopping)) {
+        uint64_t next = walk_all();
+        idle_since = lw_registry_count() != 0 ? 0 : idle_since != 0 ? idle_since : lw_now_ns();
+        sample_stress(&next);
         ticks++;
         if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu) == 0) {
             cpu_ns = (uint64_t)cpu.tv_sec * 1000000000u + (uint64_t)cpu.tv_nsec;
         }
-        if (nwatches == 0 && stress.interval == 0) {
-            idle_since = idle_since ? idle_since : now;
-            if (now - idle_since > LINGER_NS) {
-                pthread_cond_wait(&wake, &lock); /* parked */
-                idle_since = 0;
-                continue;
-            }
-        }
-        else {
-            idle_since = 0;
-        }
-        now = lw_now_ns();
-        if (next <= now) {
-            pthread_mutex_unlock(&lock); /* let others at it between two samples */
-            sched_yield();
-            pthread_mutex_lock(&lock);
-        }
-        else {
+        pthread_mutex_lock(&sleep_lock);
+        if (!atomic_load(&stopping)) {
             wait_until(next);
         }
+        pthread_mutex_unlock(&sleep_lock);
     }
-    wd_tid = 0;
-    pthread_mutex_unlock(&lock);
+    atomic_store(&wd_tid, 0);
     return NULL;
 }
 
 static void
 fork_prepare(void)
 {
-    lw_lock();
+    lw_registry_prefork();
     forking_tid = (int)syscall(SYS_gettid);
-}
-
-static void
-fork_parent(void)
-{
-    pthread_mutex_unlock(&lock);
 }
 
 static void
 fork_child(void)
 {
-    pthread_mutex_init(&lock, NULL);
+    pthread_mutex_init(&state_lock, NULL);
+    pthread_mutex_init(&sleep_lock, NULL);
     (void)lw_mem_init(); /* reads go to this process from now on */
-    running = stopping = 0;
-    wd_tid = 0;
-    planned = 0;
-    gap_until = 0;
-    delay_read = 0;
+    running = 0;
+    atomic_store(&stopping, 0);
+    atomic_store(&wd_tid, 0);
+    atomic_store(&planned, 0);
+    delay_read = earliest = idle_since = 0;
     stress.interval = 0;
-    waiting = 0;
-    for (int i = 0; i < nwatches;) { /* of all threads only the one that forked is here */
-        lw_watch *w = watches[i];
-        if (atomic_load(&w->tid) == forking_tid) {
-            atomic_store(&w->tid, (int)syscall(SYS_gettid));
-            i++;
-            continue;
-        }
-        watches[i] = watches[--nwatches];
-        w->registered = 0;
-        lw_sampler_close(&w->sampler);
-        atomic_store(&w->busy, 0);
-    }
+    lw_capture_fork();
+    lw_registry_child(forking_tid, (int)syscall(SYS_gettid));
 }
 
 int
@@ -355,12 +376,12 @@ lw_watchdog_start(void)
     sigset_t all, old;
     pthread_condattr_t attr;
 
-    lw_lock();
+    pthread_mutex_lock(&state_lock);
     if (running) {
         goto done;
     }
     if (!atfork_done) {
-        err = pthread_atfork(fork_prepare, fork_parent, fork_child);
+        err = pthread_atfork(fork_prepare, lw_registry_parent, fork_child);
         if (err != 0) {
             goto done;
         }
@@ -376,95 +397,83 @@ lw_watchdog_start(void)
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (err == 0) {
         running = 1;
-#ifdef __linux__
         pthread_setname_np(thread, "loopwatch");
-#endif
     }
 done:
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&state_lock);
     errno = err;
     return err == 0 ? 0 : -1;
+}
+
+/* Make it walk again by WHEN. */
+static void
+wake_by(uint64_t when)
+{
+    pthread_mutex_lock(&sleep_lock);
+    uint64_t at = atomic_load(&planned);
+    if (at == 0 || at > when) {
+        earliest = earliest == 0 || when < earliest ? when : earliest;
+        if (running) {
+            pthread_cond_signal(&wake);
+        }
+    }
+    pthread_mutex_unlock(&sleep_lock);
 }
 
 void
 lw_watchdog_stop(void)
 {
-    lw_lock();
-    if (!running) {
-        pthread_mutex_unlock(&lock);
-        return;
+    pthread_mutex_lock(&state_lock);
+    if (running) {
+        atomic_store(&stopping, 1);
+        wake_by(0);
+        pthread_join(thread, NULL);
+        running = 0;
+        atomic_store(&stopping, 0);
     }
-    stopping = 1;
-    pthread_cond_signal(&wake);
-    pthread_mutex_unlock(&lock);
-    pthread_join(thread, NULL);
-    lw_lock();
-    running = stopping = 0;
-    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&state_lock);
 }
 
 int
 lw_watchdog_add(lw_watch *w)
 {
-    int status = -1;
-    if (lw_watchdog_start() < 0) {
-        return -1;
-    }
-    lw_lock();
-    if (nwatches < MAX_WATCHES && lw_sampler_open(&w->sampler) == 0) {
-        watches[nwatches++] = w;
-        w->registered = 1;
-        w->pinned = 0;
-        w->next_ns = w->spans_seen = 0;
-        status = 0;
-    }
-    pthread_mutex_unlock(&lock);
-    return status;
+    w->next_ns = w->spans_seen = w->stop_seen = w->asked_span = 0;
+    return lw_watchdog_start() < 0 || lw_capture_start() < 0 ? -1 : lw_registry_add(w);
 }
 
 void
 lw_watchdog_remove(lw_watch *w)
 {
-    lw_lock();
-    for (int i = 0; i < nwatches; i++) {
-        if (watches[i] == w) {
-            watches[i] = watches[--nwatches];
-            lw_sampler_close(&w->sampler);
-            break;
-        }
-    }
-    w->registered = 0;
-    pthread_mutex_unlock(&lock);
+    lw_registry_remove(w);
+    lw_sampler_close(&w->sampler);
 }
 
 void
 lw_watchdog_hurry(uint64_t threshold)
 {
-    uint64_t need = threshold / 4 > MS ? threshold / 4 : MS;
-    lw_lock();
-    if (planned == 0 || planned > lw_now_ns() + need) {
-        pthread_cond_signal(&wake);
+    uint64_t by = lw_now_ns() + (threshold / 4 > MS ? threshold / 4 : MS), at = atomic_load(&planned);
+    if (at == 0 || at > by) {
+        wake_by(by);
     }
-    pthread_mutex_unlock(&lock);
 }
 
 int
 lw_watchdog_after_fork(void)
 {
     lw_mem_init();
-    return nwatches ? lw_watchdog_start() : 0;
+    if (lw_registry_count() == 0) {
+        return 0;
+    }
+    return lw_watchdog_start() < 0 || lw_capture_start() < 0 ? -1 : 0;
 }
 
 void
 lw_watchdog_hang(uint64_t after_ns, int fd)
 {
     lw_lock();
-    hang_after = after_ns;
     hang_fd = fd;
-    if (fstat(fd, &hang_file) < 0) {
-        hang_after = 0;
-    }
-    pthread_mutex_unlock(&lock);
+    atomic_store(&hang_after, fstat(fd, &hang_file) < 0 ? 0 : after_ns);
+    lw_unlock();
 }
 
 void
@@ -475,13 +484,8 @@ lw_watchdog_stress(uintptr_t tstate, int tid, uint64_t interval)
     }
     lw_lock();
     if (interval != 0 && stress.interval == 0) {
-        if (lw_sampler_open(&stress.sampler) < 0) {
-            interval = 0;
-        }
-        else {
-            stress.span = 1;
-            lw_sampler_begin(&stress.sampler, 1);
-        }
+        stress.span = 1;
+        lw_sampler_begin(&stress.sampler, 1);
     }
     else if (interval == 0 && stress.interval != 0) {
         lw_sampler_close(&stress.sampler);
@@ -489,10 +493,8 @@ lw_watchdog_stress(uintptr_t tstate, int tid, uint64_t interval)
     stress.tstate = tstate;
     stress.tid = tid;
     stress.interval = interval;
-    if (running) {
-        pthread_cond_signal(&wake);
-    }
-    pthread_mutex_unlock(&lock);
+    lw_unlock();
+    wake_by(1);
 }
 
 void
@@ -504,12 +506,10 @@ lw_watchdog_set_drain(int (*drain)(void *))
 void
 lw_watchdog_read(lw_watchdog_numbers *out)
 {
-    lw_lock();
     out->samples = lw_count_samples;
     out->failed_reads = lw_count_failed;
     out->ticks = ticks;
     out->cpu_ns = cpu_ns;
-    out->watches = (uint64_t)nwatches;
-    out->running = (uint64_t)running;
-    pthread_mutex_unlock(&lock);
+    out->watches = (uint64_t)lw_registry_count();
+    out->running = (uint64_t)atomic_load(&running);
 }

@@ -7,25 +7,26 @@
  * starts with the first watch; when the last one is gone it goes on ticking
  * slowly for a while (so that a guard need not wake it) and then parks.
  *
- * One lock, the registry lock, guards the list of watches, every sampler and
- * the static buffers of frames.c.  Nobody calls into Python while holding it,
- * so a thread that holds the GIL waits for it no longer than one sample takes
- * (some 0.1 ms).  `pinned` keeps the watchdog from a sampler whose contents a
- * thread with the GIL turns into Python objects without the lock.
+ * What it shares with others, and under which lock, is in registry.h.  It walks
+ * all watches, and looks at an idle one by a few atomic reads.  However many
+ * are busy, it rests at least as long as it looked: past some hundred busy
+ * loops samples come less often, and the rest of the walk is made next time,
+ * from where this one stopped.
  *
  * Stopped process: when the watchdog wakes far later than planned although the
  * kernel does not count it as ready-but-waiting meanwhile, nothing in the
  * process ran (SIGSTOP, a debugger, a paused machine).  That time is taken
  * down against every span it fell into.
  *
- * Fork: prepare takes the lock, so the child finds everything whole; the child
- * has no watchdog until lw_watchdog_start() is called again there. */
+ * Fork: waits for the sample that is being taken, so the child finds all whole;
+ * the child has no watchdog until lw_watchdog_start() is called again there. */
 #ifndef LW_WATCHDOG_H
 #define LW_WATCHDOG_H
 
 #include <stdatomic.h>
 #include <stdint.h>
 
+#include "registry.h"
 #include "sampler.h"
 
 enum lw_kind { LW_EPOLL, LW_SELECTOR, LW_UV, LW_TRIO, LW_GENERIC };
@@ -39,9 +40,15 @@ typedef struct lw_watch {
     _Atomic int tid;
     _Atomic uint64_t min_threshold, interval; /* of the open scopes */
     enum lw_kind kind;
-    /* under the registry lock */
-    int registered, pinned;
+    uint64_t gil_ns; /* the loop's own thread only: at the span's begin it waited so long for the GIL, 0 unknown */
+    struct lw_loopstats *stats; /* borrowed from the Watch, NULL: not counted; written with the GIL held */
+    lw_slot *slot; /* borrowed; written by the loop's own thread, NULL: not registered */
+    /* under the slot's lock */
+    int pinned;
     uint64_t next_ns, spans_seen;
+    unsigned long ident; /* of its thread, for capture.h */
+    uint64_t asked_span, asked_at; /* a capture is asked for; 0: none */
+    uint64_t stop_seen; /* stops of the process up to here are taken down */
     lw_sampler sampler;
     /* generic: a finished span that waits to be handed over */
     _Atomic uint64_t pending_start, pending_end;
@@ -53,9 +60,7 @@ void lw_watchdog_stop(void);             /* joins; for interpreter exit */
 int lw_watchdog_add(lw_watch *w);        /* -1: no memory or no thread */
 void lw_watchdog_remove(lw_watch *w);
 void lw_watchdog_hurry(uint64_t threshold); /* a scope with that threshold was opened */
-void lw_lock(void);
-void lw_unlock(void);
-void lw_account_gap(lw_watch *w, uint64_t now); /* locked: has the process been stopped until just now? */
+void lw_account_gap(lw_watch *w, uint64_t now); /* w locked: has the process been stopped until just now? */
 int lw_watchdog_after_fork(void);
 int lw_watchdog_tid(void);              /* its native id, 0 while it does not run */
 void lw_watchdog_hang(uint64_t after_ns, int fd);

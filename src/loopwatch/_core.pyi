@@ -37,6 +37,7 @@ class RawBlock(TypedDict):
     thread_native_id: int
     segments: list[RawSegment]
     dropped: int  # samples that found no room
+    captured: int  # segments whose stack was taken under the GIL, as memory cannot be read from outside
 
 CAUSES: Final[tuple[str, ...]]  # python c_call syscall lock gil starved stopped gc import unknown
 LAYOUT: Final[str]  # "exact" | "fallback: why": how stacks of other threads are read
@@ -60,6 +61,8 @@ class Watch:
     ) -> Scope: ...
     def busy(self) -> None: ...  # trio: after_io_wait
     def idle(self) -> None: ...  # trio: before_io_wait
+    def stats_open(self) -> LoopStats: ...  # count spans and callbacks from now on
+    def stats_close(self) -> None: ...  # once for each stats_open()
     def abandon(self) -> None: ...  # the loop is being closed: take the probe away, keep findings
 
 def set_hang_report(after_ns: int, fd: int) -> None:
@@ -108,6 +111,7 @@ def openings_end() -> None: ...  # once for each openings_begin()
 def opened_at(fd: int, dev: int, ino: int) -> Origin | None: ...
 def started_at(pid: int) -> Origin | None: ...
 def executors_made(since: int) -> list[tuple[Any, Origin, int]]: ...
+def selectors_made(since: int) -> list[tuple[Any, Origin, int]]: ...
 def descriptors() -> bytes: ...  # a snapshot
 def descriptors_since(snapshot: bytes) -> list[tuple[int, int, int, int]]: ...  # fd, mode, dev, ino
 def children_mark() -> tuple[int, int, int]: ...  # a moment
@@ -117,6 +121,7 @@ def asyncgens_end(hook: AsyncgenHook) -> None: ...
 def asyncgens_since(serial: int) -> list[tuple[Any, Origin, int]]: ...  # generator, where begun, 1: finalised
 def asyncgens_dropped(serial: int) -> tuple[list[tuple[Origin, str, str, int]], int]: ...  # ..., how many more
 def timers_begin(loop: Any, names: tuple[str, ...], passing: tuple[Any, ...]) -> Timers: ...
+
 # --- threads (threads.c, threadlook.c) ---
 
 class ThreadRecord:
@@ -134,9 +139,9 @@ RawThread = tuple[int, int, int, int, ThreadRecord | None, int]
 0 no, -1 not told), record, 1 if it was begun inside other scopes only."""
 
 class ThreadScope:
-    """A stretch in which threads are noted.  close() is idempotent, and restores what was hooked with the last one."""
+    """A stretch in which threads are noted.  close() is idempotent; dropping it closes it too."""
 
-    open: int
+    open: bool
     def threads(self) -> list[RawThread]: ...  # begun since it was made, newest first, without the caller's own
     def close(self) -> None: ...
 
@@ -182,9 +187,12 @@ def task_frames(task: Any) -> list[RawFrame] | None: ...  # its creation stack, 
 def task_token(task: Any) -> Any: ...  # the value of SCOPE in the task's own context, or None
 def task_records(factory: TaskFactory | None, since: int, pending: bool) -> list[tuple[Any, TaskRecord]]: ...
 def task_list_mark(factory: TaskFactory) -> bool: ...  # whether every task of this thread has a record now
-def task_list_look(since: int, whole: bool) -> bool: ...  # records for what came past the factory; whether it could tell
+def task_list_look(
+    since: int, whole: bool
+) -> bool: ...  # records for what came past the factory; whether it could tell
 def task_list_why() -> str | None: ...
 def task_list_hooked() -> bool: ...
+
 # --- sampled allocations ---
 
 def alloc_start(sample_bytes: int) -> None: ...
@@ -193,3 +201,76 @@ def alloc_read() -> list[tuple[list[RawFrame], str | None, int, int, int, int]]:
     """The samples not freed yet: stack, coroutine, size, bytes it stands for, born (monotonic ns), id of the stack."""
 
 def alloc_info() -> dict[str, Any]: ...  # on, live, taken, dropped, sample_bytes, started_ns
+
+# --- what the monitor counts ---
+
+class RawHistogram(TypedDict):
+    count: int
+    sum_ns: int
+    max_ns: int
+    buckets: list[tuple[int, int]]  # first value beyond it (ns), how many; empty ones are left out
+
+class RawLoopStats(TypedDict):
+    lag: RawHistogram  # busy spans
+    callbacks: RawHistogram  # empty where the loop runs callbacks of its own (uvloop, trio)
+    ready: int | None
+    timers: int | None
+    since_ns: int
+    now_ns: int
+    open: bool  # counted still
+
+class LoopStats:
+    """Histograms of one loop's spans and callbacks."""
+
+    loop: Any
+    def read(self) -> RawLoopStats: ...
+
+class RawTaskGroup(TypedDict):
+    number: int  # from 1 on; 0: the tasks that found no group
+    coro: str | None
+    born: int
+    pending: int
+    retained: int  # done, and something still holds them
+    returned: int
+    failed: int
+    cancelled: int
+    destroyed: int  # freed while pending
+    unretrieved: int  # of those freed: failed, and nobody asked for the exception
+    unretrieved_held: int
+    held: int
+    steps: int
+    busy_ns: int
+    longest_ns: int
+    oldest_ns: int
+    age_sum_ns: int
+    sites: list[tuple[RawFrame | None, str, int]]  # where they wait, type of what they wait for, how many
+    examples: list[Any]  # at most three records of the oldest pending ones: call them for the task
+
+class TaskSampler:
+    """Looks at all tasks of the tracked loops, slice by slice."""
+
+    def step(self, budget_ns: int) -> bool: ...  # whether all were looked at
+    def result(self) -> list[RawTaskGroup]: ...
+
+def count_tasks(delta: int) -> None: ...  # 1: count tasks by coroutine from now on, -1: no longer
+def task_sampler() -> TaskSampler: ...
+def task_group_frames(number: int) -> list[RawFrame]: ...  # creation stack of a group
+def handle_run_active() -> bool: ...
+def future_end(future: Any) -> tuple[str, bool]: ...  # unknown pending returned failed cancelled; never retrieved
+
+# Where suspended tasks are, and whether anything alive can wake them.  A link is a coroutine, generator or the like.
+
+def await_chain(task: object) -> tuple[list[RawFrame], Any, list[Any]]:
+    """Frames and links of what a task, or a coroutine, awaits; between them the future (or other object) at the end."""
+
+def await_site(task: object) -> tuple[RawFrame, Any, int, int] | None:
+    """Its innermost frame in the program's own code, what is awaited, a hash of the chain, its depth."""
+
+def await_hashes(tasks: list[Any]) -> list[int]: ...  # of each one's chain; 0 for one that does not wait
+def frame_local(link: object, name: str, default: Any = None) -> Any: ...  # a suspended frame's variable
+def frame_state(link: object) -> str: ...  # created, suspended, running, finished, unknown
+def set_library_folders(folders: tuple[str, ...]) -> None: ...  # for await_site: what is not the program's own
+def stuck_tasks(loop: object) -> list[tuple[Any, str]]: ...  # those of a loop (None: all), with the reason
+def stuck(
+    tasks: list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any] | dict[Any, Any],
+) -> dict[Any, str]: ...

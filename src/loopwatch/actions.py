@@ -6,6 +6,7 @@ findings as a note, and they are warned of as well.
 
 import difflib
 import enum
+import functools
 import inspect
 import logging
 import os
@@ -140,23 +141,23 @@ def dispatch(
 
     ``body`` is the exception with which the guarded code ended.  With one nothing is raised: it gets a note.
     """
-    text = str(report.error) if report.text is None else report.text
+    text = functools.cache(lambda: str(report.error) if report.text is None else report.text)  # costs milliseconds
     if body is not None:
-        add_note(body, text)
+        add_note(body, text())
     failures: list[BaseException] = []
     warned = False
     for action in actions:
         try:
             if action is LeakAction.WARN:
                 warned = True
-                site().warn(text)
+                site().warn(text())
             elif action is LeakAction.LOG:
-                (report.logger or logging.getLogger("loopwatch")).warning("%s", text)
+                (report.logger or logging.getLogger("loopwatch")).warning("%s", text())
             elif action is LeakAction.CANCEL:
                 refusal = report.cancel()
                 if refusal is not None:
                     warned = True
-                    site().warn(f"{refusal}\n{text}")
+                    site().warn(f"{refusal}\n{text()}")
             elif callable(action):
                 action(list(report.findings))
         except KeyboardInterrupt:
@@ -168,7 +169,7 @@ def dispatch(
         return
     if not warned:
         try:
-            site().warn(text)
+            site().warn(text())
         except Exception as error:
             failures.append(error)
     for failure in failures:

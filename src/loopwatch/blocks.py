@@ -60,12 +60,15 @@ def block_from_raw(
         stopped=raw["stopped_ns"] / _SECOND,
         starved=raw["starved_ns"] / _SECOND,
         stall=raw["stall"],
-        missing_reason=None if main else _missing_reason(raw),
+        missing_reason=_captured_reason(raw) if main else _missing_reason(raw),
     )
 
 
 def thread_name(native_id: int | None, ident: int | None = None, comm: str | None = None) -> str | None:
     """Name of a thread of this process: Python's, else the kernel's, else ``thread-ID``; None without any id."""
+    thread = getattr(threading, "_active", {}).get(ident)  # by ident: a search costs much among hundreds of threads
+    if thread is not None and thread.native_id == native_id:
+        return str(thread.name)
     for thread in threading.enumerate():
         if (native_id and thread.native_id == native_id) or (ident and thread.ident == ident):
             return thread.name
@@ -170,12 +173,24 @@ def _callbacks(segments: Sequence[Segment]) -> tuple[int | None, tuple[str, floa
     return total if total is not None else len(shares), (names[worst], shares[worst]), scattered
 
 
+def _captured_reason(raw: "RawBlock") -> str | None:
+    """What the reader of a stack must know about it; None where it was read as it was."""
+    if not raw.get("captured"):
+        return None
+    return (
+        "the stack was captured under the GIL, as it cannot be read from outside: it may be later than the block's "
+        f"start, and of a C call that holds the GIL it shows the moment after ({_core.LAYOUT})"
+    )
+
+
 def _missing_reason(raw: "RawBlock") -> str:
     if raw["dropped"]:
         return f"no sample was kept: {raw['dropped']} found no room in the watchdog's buffer"
     layout = str(getattr(_core, "LAYOUT", "exact"))
     if layout != "exact":
         return f"stacks of this Python ({sys.version.split()[0]}) cannot be read from outside: {layout}"
+    if raw["segments"] and not any(part["samples"] for part in raw["segments"]):
+        return "no sample was taken: so many loops were busy that the watchdog did not come to this one"
     if raw["segments"]:
         return "samples were taken, but no frame could be read in any of them"
     return "no sample was taken: the block ended before the watchdog looked at it"

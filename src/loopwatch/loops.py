@@ -1,7 +1,8 @@
 """Which loop runs here, and the one watch that all guards on it share.
 
 A watch lives from the first scope opened on its loop to the last one closed.  Scopes of one loop are opened and closed
-on the loop's own thread; the lock guards the table, which all threads share.
+on the loop's own thread, so the table that all threads share needs no lock: each touches its own loop's entry only, by
+single operations of a dict.  A lock here would line up the loops of a program with hundreds of them.
 """
 
 import asyncio
@@ -9,7 +10,6 @@ import contextlib
 import os
 import selectors
 import sys
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from loopwatch import _core
 if TYPE_CHECKING:
     from loopwatch._core import RawBlock, Scope, Watch
 
-_lock = threading.RLock()
 _watched: dict[int, "_Entry"] = {}
 
 
@@ -71,8 +70,7 @@ class LoopScope:
 
     def close(self) -> "list[RawBlock]":
         blocks = self._scope.close()  # builds and reports blocks: no other loop may have to wait for that
-        with _lock:
-            _release(self._entry)
+        _release(self._entry)
         return blocks
 
 
@@ -80,17 +78,16 @@ def open_scope(
     threshold_ns: int, interval_ns: int, on_block: "Callable[[RawBlock], object] | None" = None
 ) -> LoopScope:
     """Open a scope on the loop that runs in this thread.  Raises RuntimeError where none runs."""
-    with _lock:
-        entry = _entry_of_running_loop()
-        try:
-            scope = entry.watch.open_scope(threshold_ns, interval_ns, on_block)
-        except (RuntimeError, TypeError, AttributeError):
-            if entry.watch.kind == "generic" or entry.watch.scopes:
-                _release(entry)
-                raise
-            entry.watch = _core.Watch(entry.loop, "generic")
-            scope = entry.watch.open_scope(threshold_ns, interval_ns, on_block)
-        return LoopScope(entry, scope)
+    entry = _entry_of_running_loop()
+    try:
+        scope = entry.watch.open_scope(threshold_ns, interval_ns, on_block)
+    except (RuntimeError, TypeError, AttributeError):
+        if entry.watch.kind == "generic" or entry.watch.scopes:
+            _release(entry)
+            raise
+        entry.watch = _core.Watch(entry.loop, "generic")
+        scope = entry.watch.open_scope(threshold_ns, interval_ns, on_block)
+    return LoopScope(entry, scope)
 
 
 def watch_for_running_loop() -> "Watch":
@@ -98,8 +95,7 @@ def watch_for_running_loop() -> "Watch":
 
     It is forgotten when its last scope is closed: open one.  Raises RuntimeError where no loop runs.
     """
-    with _lock:
-        return _entry_of_running_loop().watch
+    return _entry_of_running_loop().watch
 
 
 def running_loop() -> Any:
@@ -161,7 +157,7 @@ def _release(entry: _Entry) -> None:
     if entry.watch.scopes > 0:
         return
     if _watched.get(id(entry.loop)) is entry:
-        del _watched[id(entry.loop)]
+        _watched.pop(id(entry.loop), None)
     instrument, entry.instrument = entry.instrument, None
     if instrument is not None:
         with contextlib.suppress(KeyError, RuntimeError):  # trio dropped it already, or its run is over
@@ -184,9 +180,7 @@ def _in_trio_run(lowlevel: Any) -> bool:
 
 
 def _after_fork_in_child() -> None:
-    """The child has one thread: another one may have held the lock, and its loops are not the child's."""
-    global _lock
-    _lock = threading.RLock()
+    """The child has one thread: the loops of others are not the child's."""
     running = {id(entry.loop): entry for entry in _watched.values() if entry.instrument is None}
     _watched.clear()
     _watched.update(running)

@@ -16,7 +16,7 @@ import trio
 from loopwatch import no_event_loop_blocking
 
 HOST, GUARD = sys.argv[1:3]
-IDLE, BUSY, THRESHOLD = 0.4, 0.15, 0.1
+IDLE, BUSY, THRESHOLD = 0.8, 0.15, 0.1
 
 
 def found(blocks: list[Any]) -> None:

@@ -662,6 +662,7 @@ def test_an_open_guard_keeps_no_task_alive(floor: Floor) -> None:
     assert floor.open == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_in_a_forked_child_the_parent_s_findings_are_not_told(floor: Floor) -> None:
     entered = guard(floor)
     entered.__enter__()

@@ -1,5 +1,6 @@
 """The kind "blocking": what ``no_event_loop_blocking`` finds, as one kind among those of ``no_leaks``."""
 
+import copy
 import logging
 from typing import Any
 
@@ -32,6 +33,12 @@ class BlockingKind(Kind):
         self._threshold_ns = nanoseconds("threshold", threshold)
         self._interval_ns = interval_ns(check_interval, self._threshold_ns)
         self._caller = caller_context
+
+    def seen_from(self, caller: CallerContext) -> "BlockingKind":
+        """The same, with stacks that begin at this function."""
+        other = copy.copy(self)
+        other._caller = caller
+        return other
 
     def can_begin(self) -> bool:
         return running_loop() is not None

@@ -1,7 +1,9 @@
 """File descriptors and sockets that were left open."""
 
 import _socket
+import asyncio
 import contextlib
+import gc
 import os
 import socket
 import stat
@@ -17,6 +19,7 @@ from loopwatch.leaks import owners
 from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.loopfds import descriptors_of_loops
 from loopwatch.leaks.origins import Resource, ResourceSession, complete, creation_of, merged
+from loopwatch.printable import printable
 
 if TYPE_CHECKING:
     from loopwatch._core import Origin
@@ -56,13 +59,13 @@ class LeakedDescriptor(Resource):
 
     def headline(self) -> str:
         place = f" opened at {place_text(self.place())}" if self.creation_stack else ""
-        name = "" if self.name == self.what else f" {self.name.removeprefix(self.what + ' ')}"
-        return f"{self.what}{name} (descriptor {self.fd}){place}: still open, {self._holder_text()}"
+        name = self.name if self.what in self.name else f"{self.what} {self.name}"
+        return f"{printable(name)} (descriptor {self.fd}){place}: still open, {self._holder_text()}"
 
     def _holder_text(self) -> str:
         if self.owner is None:
             return "no Python object owns it"
-        return f"owned by {self.owner}" + (f", {self.holder}" if self.holder else "")
+        return f"owned by a {self.owner}" + (f", held by {self.holder}" if self.holder else "")
 
     def facts(self) -> Iterable[tuple[str, str | None]]:
         yield "Descriptor", str(self.fd)
@@ -139,7 +142,7 @@ def _complete(leaks: Sequence[LeakedDescriptor]) -> None:
         owner = found.get(leak.fd)
         if owner is not None:
             outer = _outermost(owner)
-            complete([leak], owner=_object_text(outer), holder=_holder_text(outer))
+            complete([leak], owner=_object_text(outer), holder=_holder_text(outer, found))
 
 
 def _leak(number: int, mode: int, origin: "Origin | None") -> LeakedDescriptor | None:
@@ -213,8 +216,6 @@ _WRAPPERS = ("BufferedReader", "BufferedWriter", "BufferedRandom", "TextIOWrappe
 
 def _outermost(owner: Any) -> Any:
     """The file object that people hold, around the raw one."""
-    import gc
-
     for _ in range(2):
         around = [held for held in gc.get_referrers(owner) if type(held).__name__ in _WRAPPERS]
         if not around:
@@ -225,24 +226,20 @@ def _outermost(owner: Any) -> Any:
 
 def _object_text(owner: Any) -> str:
     kind = type(owner)
-    return f"a {kind.__module__.removeprefix('_')}.{kind.__qualname__}"
+    return f"{kind.__module__.removeprefix('_')}.{kind.__qualname__} object"
 
 
-def _holder_text(owner: Any) -> str | None:
-    holder = owners.holder_of(owner)
+def _holder_text(owner: Any, *skip: Any) -> str | None:
     transport = _transport_of(owner)
     if transport is not None:
         state = "closing" if transport.is_closing() else "open"
         protocol = getattr(transport, "get_protocol", lambda: None)()
         about = f" with protocol {type(protocol).__qualname__}" if protocol is not None else ""
         return f"an asyncio transport that is {state}{about}"
-    return f"held by {holder}" if holder else None
+    return owners.holder_of(owner, *skip)
 
 
 def _transport_of(owner: Any) -> Any:
-    import asyncio
-    import gc
-
     if isinstance(owner, asyncio.BaseTransport) or hasattr(type(owner), "get_extra_info"):
         return owner
     for referrer in gc.get_referrers(owner):

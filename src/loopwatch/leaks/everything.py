@@ -1,6 +1,7 @@
 """``no_leaks``: every kind of leak in one guard, one report, one exception group."""
 
 import difflib
+import functools
 import importlib
 import inspect
 import logging
@@ -19,7 +20,7 @@ from loopwatch.leaks.waiting import Findings, Rule
 from loopwatch.settings import KINDS, SETTINGS
 from loopwatch.visits import decorate_bare, decorated_function
 
-__all__ = ["EverythingGuard", "guard_from_settings", "no_leaks"]
+__all__ = ["EverythingGuard", "guard_from_settings", "no_leaks", "rules_from_settings"]
 
 Switch = bool | Action | Mapping[str, Any] | None
 
@@ -30,6 +31,10 @@ _MODULES = {
     "coroutines": "tasks",
     "threads": "threads",
     "blocking": "blocks",
+}
+_OPTIONS = {
+    kind: [(entry, entry.option) for entry in SETTINGS.values() if entry.kind == kind and entry.option is not None]
+    for kind in KINDS
 }
 _COMMON = ("action", "name_filter", "ignore", "grace_period")
 
@@ -112,7 +117,15 @@ def guard_from_settings(
 
     Unlike ``no_leaks`` it reads no configuration file, and kinds that cannot begin are always left out.
     """
-    return EverythingGuard(name, _rules(values, {}), logger, ())
+    return EverythingGuard(name, rules_from_settings(values), logger, ())
+
+
+def rules_from_settings(values: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """The rules of all kinds that these settings switch on, in the order of reports; those not given as default.
+
+    Raises ValueError and TypeError for values that are wrong.
+    """
+    return tuple(_rules(values, {}))
 
 
 class EverythingGuard(LeakGuard):
@@ -199,7 +212,8 @@ def _rules(values: Mapping[str, Any], switches: Mapping[str, Switch]) -> list[Ru
         options = _options(name, values, switches.get(name))
         if options is None:
             continue
-        action, names = options.pop("action", None), options.pop("name_filter", None)
+        action = options.pop("action", None)
+        names = None if name == "blocking" else options.pop("name_filter", None)  # blocks have no names
         own_grace, own_ignores = options.pop("grace_period", grace), ignores_from(options.pop("ignore", ()))
         kind = _kind(name, options, asked=switches.get(name) is not None)
         if kind is None:
@@ -222,11 +236,10 @@ def _options(name: str, values: Mapping[str, Any], switch: Switch) -> dict[str, 
     if switch is False or (switch is None and not values.get(name, SETTINGS[name].default)):
         return None
     options: dict[str, Any] = {}
-    for entry in SETTINGS.values():
-        if entry.kind == name and entry.option is not None:
-            value = values.get(entry.name, entry.default)
-            if value is not None:
-                options[entry.option] = value
+    for entry, option in _OPTIONS[name]:
+        value = values.get(entry.name, entry.default)
+        if value is not None:
+            options[option] = value
     if isinstance(switch, Mapping):
         options |= switch
     elif switch is not None and switch is not True:
@@ -241,7 +254,7 @@ def _kind(name: str, options: Mapping[str, Any], asked: bool) -> Kind | None:
         if asked:
             raise NotImplementedError(f"no_leaks({name}=...): this build of loopwatch cannot look for {name}")
         return None
-    known = [*inspect.signature(kind).parameters]
+    known = _parameters(kind)
     for option in options:
         if option not in known:
             valid = [option for option in (*_COMMON, *known) if name != "blocking" or option != "name_filter"]
@@ -251,6 +264,12 @@ def _kind(name: str, options: Mapping[str, Any], asked: bool) -> Kind | None:
     return kind(**options)
 
 
+@functools.cache
+def _parameters(kind: type[Kind]) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind).parameters)
+
+
+@functools.cache
 def find_kind(name: str) -> type[Kind] | None:
     """The class of a kind, from the module that defines it; None where that is missing."""
     path = f"loopwatch.leaks.{_MODULES.get(name, 'resources')}"

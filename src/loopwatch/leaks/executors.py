@@ -1,6 +1,7 @@
 """Executors of concurrent.futures that were not shut down."""
 
 import asyncio
+import gc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from loopwatch import _core
 from loopwatch.errors import ExecutorLeakError
 from loopwatch.leaks import owners
 from loopwatch.leaks.kinds import Kind, Leak, Session
+from loopwatch.leaks.loopfds import open_loops
 from loopwatch.leaks.origins import Resource, ResourceSession, complete, creation_of
 
 __all__ = ["ExecutorKind", "LeakedExecutor"]
@@ -126,11 +128,14 @@ def _is_default(executor: Any) -> bool:
     loop = asyncio._get_running_loop()
     if loop is not None and getattr(loop, "_default_executor", None) is executor:
         return True
-    if getattr(executor, "_thread_name_prefix", None) != "asyncio":
+    if getattr(executor, "_thread_name_prefix", None) not in ("asyncio", "uvloop"):
         return False
-    from loopwatch.leaks.loopfds import open_loops
-
-    return any(getattr(one, "_default_executor", executor) is executor for one in open_loops())
+    for one in open_loops():
+        if getattr(one, "_default_executor", None) is executor or any(
+            held is executor for held in gc.get_referents(one)
+        ):
+            return True
+    return False
 
 
 def _queued(executor: Any) -> int:

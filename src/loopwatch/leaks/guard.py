@@ -5,7 +5,6 @@ growing pauses (a loop iteration, then 1 ms, doubling), until all is clean, or w
 is over.  ``async with`` never blocks the loop meanwhile.  Sessions end whatever happens.
 """
 
-import contextlib
 import logging
 import math
 import time
@@ -53,8 +52,10 @@ class _Visit(Visit):
 
     def abandon(self) -> None:
         for watched in reversed(self.watched):
-            with contextlib.suppress(Exception):
+            try:
                 watched.session.end()
+            except Exception:
+                logging.getLogger("loopwatch").exception("loopwatch could not end a session of %s", watched.rule.kind)
 
 
 class LeakGuard(Guard[_Visit]):

@@ -5,10 +5,12 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["descriptors_of", "descriptors_of_loops", "open_loops"]
+from loopwatch import _core
+
+__all__ = ["descriptors_of", "descriptors_of_loops", "open_loops", "uv_backend"]
 
 _UV_KINDS = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[io_uring]", "pipe:", "/dev/null", "socket:")
 _UV_OWN = _UV_KINDS[:-1]
@@ -50,7 +52,7 @@ def descriptors_of_loops(fresh: Sequence[tuple[int, int, int, int]]) -> set[int]
     """Of new descriptors, as (number, mode, device, inode), those that a loop keeps for itself."""
     targets = {number: _target(number) for number, *_ in fresh}
     uvloop = "uvloop.loop" in sys.modules
-    mine = _signal_pipe(fresh, targets) if uvloop else set()
+    mine = _signal_pipe(fresh, targets) | _spare(fresh, targets) if uvloop else set()
     suspects = [number for number, target in targets.items() if target.startswith(_UV_KINDS) and number not in mine]
     if not any(targets[number].startswith("anon_inode:[eventpoll]") for number in suspects):
         return mine
@@ -71,8 +73,6 @@ def _signal_pipe(fresh: Sequence[tuple[int, int, int, int]], targets: dict[int, 
 
     No Python function opened it, and both of its ends are here.
     """
-    from loopwatch import _core
-
     ends: dict[int, list[int]] = {}
     for number, _mode, device, inode in fresh:
         if targets[number].startswith("pipe:") and _core.opened_at(number, device, inode) is None:
@@ -82,6 +82,15 @@ def _signal_pipe(fresh: Sequence[tuple[int, int, int, int]], targets: dict[int, 
             _uv_signal_pipe.add(inode)
             return set(numbers)
     return set()
+
+
+def _spare(fresh: Sequence[tuple[int, int, int, int]], targets: dict[int, str]) -> set[int]:
+    """/dev/null, which a loop of libuv opens at its first stream: one to give up when there are no more."""
+    return {
+        number
+        for number, _mode, device, inode in fresh
+        if targets[number] == "/dev/null" and _core.opened_at(number, device, inode) is None
+    }
 
 
 def _target(number: int) -> str:
@@ -97,27 +106,11 @@ def uv_backend(loop: Any) -> int | None:
     if module is None or not any(base.__module__.partition(".")[0] == "uvloop" for base in type(loop).__mro__):
         return None
     try:
-        capsule = module.libuv_get_loop_t_ptr(loop)  # type: ignore[union-attr]
+        capsule = module.libuv_get_loop_t_ptr(loop)
         get = ctypes.pythonapi.PyCapsule_GetPointer
         get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-        library = ctypes.CDLL(module.__file__)  # type: ignore[union-attr]
+        library = ctypes.CDLL(module.__file__)
         number = library.uv_backend_fd(ctypes.c_void_p(get(capsule, None)))
     except Exception:  # another build of uvloop
         return None
     return number if isinstance(number, int) and number >= 0 else None
-
-
-def made_since(loops: Iterable[Any], fresh: set[int]) -> list[Any]:
-    """Of loops, those whose epoll descriptor is among some that were not there before."""
-    found = []
-    for loop in loops:
-        backend = uv_backend(loop)
-        if backend is None:
-            selector = getattr(loop, "_selector", None)
-            try:
-                backend = selector.fileno() if selector is not None else None
-            except Exception:
-                continue
-        if backend in fresh:
-            found.append(loop)
-    return found

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from loopwatch import _core
 from loopwatch.errors import LoopLeakError
 from loopwatch.leaks import owners
 from loopwatch.leaks.kinds import Kind, Leak, Session
-from loopwatch.leaks.loopfds import made_since, open_loops
+from loopwatch.leaks.loopfds import open_loops, uv_backend
 from loopwatch.leaks.origins import Resource, ResourceSession, complete, creation_of
 
 __all__ = ["LeakedLoop", "LoopKind"]
@@ -58,9 +59,11 @@ class LoopKind(Kind):
 
 
 class _Session(ResourceSession):
+    """asyncio's loops are found by the selectors they make; uvloop's, made in C, by their epoll descriptors."""
+
     def __init__(self) -> None:
         self._open = True
-        self._before = _core.descriptors()
+        self._before = _core.descriptors() if _has_uvloop() else None
         _core.openings_begin()
         super().__init__()
         self._apart: list[Leak] = []
@@ -70,15 +73,9 @@ class _Session(ResourceSession):
         self._apart, self._left = [], []
         if not self._open:
             return []
-        fresh = _core.descriptors_since(self._before)
-        epolls = {number for number, mode, *_ in fresh if _is_epoll(number, mode)}
-        if not epolls:
-            return []
-        identity = {number: (device, inode) for number, _mode, device, inode in fresh}
-        for loop in made_since(open_loops(), epolls):
+        for loop, origin in [*self._asyncios(), *self._uvloops()]:
             if loop is asyncio._get_running_loop():
                 continue
-            origin = _origin(loop, identity)
             leak = LeakedLoop(
                 name=f"{type(loop).__module__.partition('.')[0]} {type(loop).__qualname__}",
                 creation_stack=creation_of(origin),
@@ -88,6 +85,20 @@ class _Session(ResourceSession):
             )
             (self._apart if self.foreign(origin) else self._left).append(leak)
         return list(self._left)
+
+    def _asyncios(self) -> list[tuple[Any, Any]]:
+        made = {id(one): origin for one, origin, _ in _core.selectors_made(self.serial) if _is_open(one)}
+        if not made:
+            return []
+        own = [(loop, id(getattr(loop, "_selector", None))) for loop in open_loops()]
+        return [(loop, made[selector]) for loop, selector in own if selector in made]
+
+    def _uvloops(self) -> list[tuple[Any, Any]]:
+        if not _has_uvloop():
+            return []
+        fresh = _core.descriptors_since(self._before or b"")
+        epolls = {number for number, mode, *_ in fresh if _is_epoll(number, mode)}
+        return [(loop, None) for loop in open_loops() if uv_backend(loop) in epolls] if epolls else []
 
     def apart(self) -> list[Leak]:
         for leak in self._left:
@@ -119,16 +130,15 @@ def _is_epoll(number: int, mode: int) -> bool:
     return False
 
 
-def _origin(loop: Any, identity: dict[int, tuple[int, int]]) -> Any:
-    """Where it was made: where its own pair of sockets was, which each of asyncio's loops opens when it is made."""
-    for name in ("_csock", "_ssock"):
-        try:
-            number = getattr(loop, name).fileno()
-        except Exception:  # uvloop has none before it runs
-            continue
-        if number in identity:
-            return _core.opened_at(number, *identity[number])
-    return None
+def _has_uvloop() -> bool:
+    return "uvloop.loop" in sys.modules
+
+
+def _is_open(selector: Any) -> bool:
+    try:
+        return bool(selector.fileno() >= 0)
+    except (ValueError, AttributeError):  # closed; of another kind, which no loop makes here
+        return False
 
 
 def _pending(loop: Any) -> int:

@@ -17,7 +17,7 @@ from loopwatch import _core
 from loopwatch.findings import place_text
 from loopwatch.leaks.kinds import Leak, Session
 from loopwatch.printable import printable
-from loopwatch.stacks import Frame, format_stack, frames_from_raw, is_runner, qualified_name
+from loopwatch.stacks import Frame, format_stack, frames_from_raw, is_library, is_runner, qualified_name
 
 if TYPE_CHECKING:
     from loopwatch._core import Origin
@@ -49,7 +49,7 @@ class Resource(Leak):
     def format_creation_stack(self) -> str:
         """The stack of the line that made it, as a traceback shows it; where there is none, say why."""
         if self.creation_stack:
-            return format_stack(self.creation_stack)
+            return format_stack(_shown(self.creation_stack))
         return f"No creation stack available: {self.unknown}"
 
     def headline(self) -> str:
@@ -60,7 +60,7 @@ class Resource(Leak):
     def __str__(self) -> str:
         lines = [f"Leaked {self.title}: {printable(self.name)}"]
         lines += [f"  {label}: {printable(text)}" for label, text in self.facts() if text]
-        lines.append(f"  {self.made.capitalize()} Stack:" if self.made != "created" else "  Creation Stack:")
+        lines.append("  Creation Stack:")
         return "\n".join([*lines, *(f"    {line}" for line in self.format_creation_stack().splitlines())])
 
 
@@ -91,20 +91,30 @@ class ResourceSession(Session):
                 _core.RESOURCE_SCOPE.reset(token)
 
 
+_STARTERS = ("_run_once", "_run", "run_forever", "run_until_complete", "run", "wrapper")
+
+
 def creation_of(origin: "Origin | None") -> list[FrameSummary] | None:
     """The stack of a making, from the first frame that is the program's: those outside run every program."""
     if origin is None:
         return None
-    frames: list[FrameSummary] = list(frames_from_raw(origin.frames()))
+    # a line of 0: what the interpreter puts between a class and its __init__
+    frames: list[FrameSummary] = list(frames_from_raw(raw for raw in origin.frames() if raw[2] > 0))
     while len(frames) > 1 and is_runner(frames[0].filename):
         del frames[0]
     for number in range(len(frames) - 1, 0, -1):  # what a loop called: the frames before it say how it was started
-        if is_runner(frames[number - 1].filename) and frames[number - 1].name in ("_run_once", "_run", "run_forever"):
+        if is_runner(frames[number - 1].filename) and frames[number - 1].name in _STARTERS:
             frames = frames[number:]
             break
     while len(frames) > 1 and is_runner(frames[0].filename):
         del frames[0]
     return frames or None
+
+
+def _shown(frames: Sequence[FrameSummary]) -> Sequence[FrameSummary]:
+    """A creation stack without what the library does inside of the call that the program made."""
+    last = max((number for number, frame in enumerate(frames) if not is_library(frame.filename)), default=len(frames))
+    return frames[: last + 2]
 
 
 def one_frame(filename: str, qualname: str, line: int) -> Frame:

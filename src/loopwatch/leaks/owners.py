@@ -72,20 +72,26 @@ def _pid_of(candidate: Any) -> int | None:
     return pid if isinstance(pid, int) else None
 
 
-def holder_of(target: Any) -> str | None:
-    """Who holds an object, in words; None when that cannot be told."""
+def holder_of(target: Any, *skip: Any) -> str | None:
+    """Who holds an object, in words; None when that cannot be told.  ``skip`` are containers that do not count."""
+    told = _best(target, [id(one) for one in skip], 1)
+    return None if told is None else told[1]
+
+
+def _best(target: Any, skip: list[int], depth: int) -> tuple[int, str] | None:
     best: tuple[int, str] | None = None
     referrers = gc.get_referrers(target)
+    skip = [*skip, id(referrers)]
     for referrer in referrers[:_MOST_REFERRERS]:
-        if referrer is referrers:
+        if id(referrer) in skip or referrer is target:
             continue
-        told = _told(referrer, target)
+        told = _told(referrer, target, skip, depth)
         if told is not None and (best is None or told < best):
             best = told
-    return None if best is None else best[1]
+    return best
 
 
-def _told(referrer: Any, target: Any) -> tuple[int, str] | None:
+def _told(referrer: Any, target: Any, skip: list[int], depth: int) -> tuple[int, str] | None:
     """A rank, lower is better, and the words."""
     if isinstance(referrer, types.FrameType):
         return None if _ours(referrer.f_code.co_filename) else _in_frame(referrer, target)
@@ -94,12 +100,20 @@ def _told(referrer: Any, target: Any) -> tuple[int, str] | None:
         frame = frame or getattr(referrer, "ag_frame", None)
         return None if frame is None else _in_frame(frame, target)
     if isinstance(referrer, dict):
-        return _in_dict(referrer, target)
+        told = _in_module(referrer, target)
+        return told if told is not None else _in_container(referrer, skip, depth)
     if isinstance(referrer, list | tuple | set | frozenset):
-        return 4, f"a {type(referrer).__name__} of {len(referrer)}"
+        return _in_container(referrer, skip, depth)
     if isinstance(referrer, types.ModuleType | types.CellType | types.MethodType | types.BuiltinMethodType):
         return None
     return _in_object(referrer, target)
+
+
+def _in_container(container: Any, skip: list[int], depth: int) -> tuple[int, str]:
+    """A list, dict, ... : what it is, and who holds it."""
+    text = f"a {type(container).__name__}"
+    outer = _best(container, [*skip, id(container)], depth - 1) if depth > 0 else None
+    return (6, text) if outer is None else (outer[0] + 2, f"{text}, {outer[1]}")
 
 
 def _ours(filename: str) -> bool:
@@ -112,19 +126,19 @@ def _in_frame(frame: types.FrameType, target: Any) -> tuple[int, str] | None:
     return (3, f"local variable {names[0]!r} of {where}") if names else (5, f"the frame of {where}")
 
 
-def _in_dict(referrer: dict[Any, Any], target: Any) -> tuple[int, str] | None:
-    names = [name for name, value in list(referrer.items()) if value is target]
-    if not names or not isinstance(names[0], str):
-        return 4, f"a dict of {len(referrer)}"
-    module = referrer.get("__name__")
-    if isinstance(module, str) and getattr(sys.modules.get(module), "__dict__", None) is referrer:
-        return 0, f"global {names[0]!r} of module {module}"
-    return 4, f"a dict of {len(referrer)}, under {names[0]!r}"
+def _in_module(names: dict[Any, Any], target: Any) -> tuple[int, str] | None:
+    module = names.get("__name__")
+    if not isinstance(module, str) or getattr(sys.modules.get(module), "__dict__", None) is not names:
+        return None
+    found = [name for name, value in list(names.items()) if value is target]
+    return (0, f"global {found[0]!r} of module {module}") if found else None
 
 
 def _in_object(referrer: Any, target: Any) -> tuple[int, str] | None:
     kind = type(referrer)
-    if kind.__module__ == "weakref" or _ours(getattr(sys.modules.get(kind.__module__), "__file__", None) or ""):
+    if kind.__module__ in ("weakref", "asyncio.events") or _ours(
+        getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+    ):
         return None
     attributes = getattr(referrer, "__dict__", None)
     if isinstance(attributes, dict):

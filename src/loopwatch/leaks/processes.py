@@ -126,8 +126,8 @@ class _Session(ResourceSession):
             for leak in self._left:
                 owner = found.get(leak.pid)
                 if owner is not None:
-                    holder = owners.holder_of(owner)
-                    complete([leak], owner=f"a {type(owner).__module__}.{type(owner).__qualname__}", holder=holder)
+                    text = f"{type(owner).__module__}.{type(owner).__qualname__} object"
+                    complete([leak], owner=text, holder=owners.holder_of(owner, found))
         return list(self._apart)
 
     def end(self) -> None:

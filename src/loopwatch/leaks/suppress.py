@@ -87,8 +87,8 @@ class _ByName(Ignore):
     """A bare string or regular expression in ``ignore=``: the name, or the qualified name."""
 
     def __post_init__(self) -> None:
-        assert self.name is not None
-        check_pattern("ignore", self.name)
+        name: Any = self.name
+        check_pattern("ignore", name)
 
     def matches(self, leak: Any, labels: Mapping[str, Sequence[str]] | None = None) -> bool:
         labels = leak.labels() if labels is None else labels
@@ -101,6 +101,8 @@ Ignores = Ignore | Pattern | Iterable[Ignore | Pattern]
 
 def ignores_from(value: object) -> tuple[Ignore, ...]:
     """Turn ``ignore=`` as users write it into entries.  Raises TypeError for what is none."""
+    if value == ():
+        return ()
     if isinstance(value, str | re.Pattern | Ignore):
         value = (value,)
     if not isinstance(value, Iterable) or isinstance(value, bytes | Mapping):

@@ -49,7 +49,7 @@ class LeakedTimer(Resource):
     def _due_text(self) -> str:
         if self.due is None:
             return "still scheduled"
-        return f"due in {self.due:.3g} s" if self.due >= 0 else f"due since {-self.due:.3g} s"
+        return f"due in {_seconds(self.due)}" if self.due >= 0 else f"due since {_seconds(-self.due)}"
 
     def _again(self) -> str | None:
         if not self.reschedules_itself:
@@ -70,6 +70,10 @@ class LeakedTimer(Resource):
     def labels(self) -> Mapping[str, Sequence[str]]:
         modules = [self.callback_module] if self.callback_module else []
         return merged(super().labels(), qualname=[self.name], module=modules)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.0f} s" if value >= 100 else f"{value:.3g} s"
 
 
 class TimerKind(Kind):
@@ -115,8 +119,9 @@ def _names(kind: Any) -> tuple[str, ...]:
 
 class _Session(ResourceSession):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        kind: Any = type(loop)
         self._loop = loop
-        self._timers: Any = _core.timers_begin(loop, _names(type(loop)), _passing_functions())
+        self._timers: Any = _core.timers_begin(loop, _names(kind), _passing_functions())
         super().__init__()
         self._apart: list[Leak] = []
         self._soonest = 0.0
@@ -128,7 +133,7 @@ class _Session(ResourceSession):
             return []
         left: list[Leak] = []
         for handle, origin, times in self._timers.since(self.serial):
-            callback = _pending_callback(handle)
+            callback = _pending_callback(self._loop, handle)
             if callback is None:
                 continue
             leak = _leak(self._loop, handle, callback, origin, times)
@@ -139,7 +144,7 @@ class _Session(ResourceSession):
     def settled(self) -> str | None:
         if self.looks < _LOOKS_TO_SETTLE or self._soonest < TimerKind.grace_period:
             return None
-        return f"the next of these timers is due in {self._soonest:.3g} s"
+        return f"the next of these timers is due in {_seconds(self._soonest)}"
 
     def cancel(self, leaks: Sequence[Leak]) -> list[Leak]:
         refused = []
@@ -161,13 +166,15 @@ class _Session(ResourceSession):
         super().end()
 
 
-def _pending_callback(handle: Any) -> Callable[..., Any] | None:
-    """The callback of a handle that is still scheduled; None for one that ran or was cancelled."""
+def _pending_callback(loop: Any, handle: Any) -> Callable[..., Any] | None:
+    """The callback of a handle that is still to run; None for one that ran or was cancelled."""
     if handle.cancelled():
         return None
     scheduled = getattr(handle, "_scheduled", None)
     if scheduled is not None:  # asyncio's own
-        callback: Callable[..., Any] | None = handle._callback if scheduled else None
+        # one that is due was taken from the heap, and waits for its turn in this iteration
+        waits = scheduled or any(one is handle for one in list(getattr(loop, "_ready", ())))
+        callback: Callable[..., Any] | None = handle._callback if waits else None
         return callback
     for held in gc.get_referents(handle):  # uvloop's: it lets go of the callback when it ran
         if callable(held) and not isinstance(held, type):

@@ -1,0 +1,68 @@
+"""Plain sync tests: threads."""
+
+import asyncio
+import threading
+
+import pytest
+from conftest import held
+
+pytestmark = pytest.mark.no_leaks("tasks", "threads", "blocking")
+
+
+@pytest.fixture
+def tidy():
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait, name="by-tidy-sync")
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+
+
+@pytest.fixture
+def untidy():
+    threading.Thread(target=held.wait, name="by-untidy-sync").start()
+
+
+@pytest.fixture
+def starts():
+    done = threading.Event()
+    yield lambda: threading.Thread(target=done.wait, name="by-body-for-sync-fixture").start()
+    done.set()
+
+
+def setup_function():
+    pass
+
+
+def test_nothing(tidy):
+    pass
+
+
+def test_thread_left():
+    threading.Thread(target=held.wait, name="by-sync-body").start()
+
+
+def test_fixture_cleans_what_the_body_began(starts):
+    starts()
+
+
+def test_untidy_fixture(untidy):
+    pass
+
+
+def test_runs_a_loop():
+    async def main():
+        asyncio.create_task(asyncio.sleep(10))
+
+    asyncio.run(main())
+
+
+@pytest.mark.no_leaks("all")
+def test_all_of_nothing():
+    pass
+
+
+@pytest.mark.no_leaks("none")
+def test_opts_out():
+    threading.Thread(target=held.wait, name="not-looked-for").start()
