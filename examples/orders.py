@@ -343,6 +343,7 @@ async def serve(shop: Shop) -> int:
             await serving
             for task in app.state.tasks:
                 task.cancel()
+    shop.database.close()
     return code
 
 
@@ -350,7 +351,6 @@ async def serve_and_look(shop: Shop) -> int:
     async with no_leaks(action=tell, blocking=False):
         code = await serve(shop)
     shop.mail_sent.set()
-    shop.database.close()
     return code
 
 
