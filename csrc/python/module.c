@@ -21,6 +21,7 @@
 #include "timers.h"
 #include "futurestate.h"
 #include "loopstats.h"
+#include "holders.h"
 #include "objects.h"
 #include "taskstats.h"
 #include "tasklist.h"
@@ -183,6 +184,7 @@ static int (*const concepts[])(PyObject *) = {
     lw_objects_init,
     lw_awaits_init,
     lw_reach_init,
+    lw_holders_init,
     lw_tasks_init,
     lw_taskfactory_init,
     lw_tasklist_init,
