@@ -5,6 +5,7 @@
  * they are asked for again by tp_traverse when an object is marked. */
 #include "reach.h"
 
+#include "../core/clock.h"
 #include "awaits.h"
 #include "layout.h"
 
@@ -58,8 +59,20 @@ typedef struct {
     PyObject *str_asyncgens, *str_data; /* owned */
     uint32_t current;
     int bits;   /* what the visitor gives */
-    int failed; /* memory */
+    enum { FINE, NO_MEMORY, NO_TIME } failed;
+    uint64_t deadline; /* of this thread's CPU time; 0: none */
+    size_t edges;
 } graph;
+
+/* Whether there is no time left; asked for every edge, it looks at the clock rarely. */
+static inline int
+is_late(graph *g)
+{
+    if ((++g->edges & 0x3fff) == 0 && g->deadline != 0 && lw_clock_ns(CLOCK_THREAD_CPUTIME_ID) > g->deadline) {
+        g->failed = NO_TIME;
+    }
+    return g->failed == NO_TIME;
+}
 
 static inline size_t
 slot_of(const graph *g, const PyObject *object)
@@ -88,7 +101,7 @@ count_edge(PyObject *object, void *arg)
     if (at != NONE) {
         g->nodes[at].outside--;
     }
-    return 0;
+    return is_late(g);
 }
 
 static inline uintptr_t
@@ -152,7 +165,7 @@ reach(graph *g, uint32_t at, int bits)
         size_t room = g->room * 2;
         uint32_t *stack = PyMem_RawRealloc(g->stack, room * sizeof(*stack));
         if (stack == NULL) {
-            g->failed = 1;
+            g->failed = NO_MEMORY;
             return;
         }
         g->stack = stack;
@@ -166,6 +179,9 @@ mark_edge(PyObject *object, void *arg)
 {
     graph *g = arg;
     uint32_t at = object ? find(g, object) : NONE;
+    if (is_late(g)) {
+        return 1;
+    }
     if (at != NONE) {
         reach(g, at, g->bits & UNDER_WAY && g->nodes[at].flags & COMMON ? REACHED : g->bits);
     }
@@ -289,7 +305,7 @@ keep_edge(PyObject *object, void *arg)
     if (at != NONE && !(g->nodes[at].flags & REACHED)) {
         reach(g, at, KEPT);
     }
-    return 0;
+    return is_late(g);
 }
 
 static int
@@ -457,7 +473,7 @@ free_graph(graph *g)
     PyMem_RawFree(g->nodes);
 }
 
-/* All nodes, what holds each from outside, and the flags.  0, or -1 when memory is short. */
+/* All nodes, what holds each from outside, and the flags.  0, also when it is late, or -1 when memory is short. */
 static int
 take_snapshot(graph *g, PyObject *all)
 {
@@ -475,7 +491,7 @@ take_snapshot(graph *g, PyObject *all)
         return -1;
     }
     memset(g->table, 0xff, size * sizeof(*g->table));
-    for (uint32_t i = 0; i < g->n; i++) {
+    for (uint32_t i = 0; i < g->n && !is_late(g); i++) {
         PyObject *object = PyList_GET_ITEM(all, i);
         int suspended, running = 0;
         size_t slot = slot_of(g, object);
@@ -492,7 +508,7 @@ take_snapshot(graph *g, PyObject *all)
         ntasks += (g->nodes[i].flags & TASK) != 0;
         nweakrefs += PyWeakref_Check(object) && ((PyWeakReference *)object)->wr_callback != NULL;
     }
-    for (g->current = 0; g->current < g->n; g->current++) {
+    for (g->current = 0; g->current < g->n && !g->failed; g->current++) {
         PyObject *object = g->nodes[g->current].object;
         if (Py_TYPE(object)->tp_traverse != NULL && !(g->nodes[g->current].flags & RUNNING)) {
             (void)Py_TYPE(object)->tp_traverse(object, count_edge, g);
@@ -500,6 +516,9 @@ take_snapshot(graph *g, PyObject *all)
                 uncount_borrowed(g, object);
             }
         }
+    }
+    if (g->failed) {
+        return 0;
     }
     g->tasks = PyMem_RawCalloc(ntasks + 1, sizeof(*g->tasks));
     g->weakrefs = PyMem_RawCalloc(nweakrefs + 1, sizeof(*g->weakrefs));
@@ -624,9 +643,10 @@ reason(const graph *g, const waiting *w)
                                 Py_TYPE(w->future_object) == g->future_type ? "future" : "object", held);
 }
 
-/* [(task, reason)] of the stuck ones, of those in ASKED or of LOOP; NULL means all. */
+/* [(task, reason)] of the stuck ones, of those in ASKED or of LOOP; NULL means all.  None when that takes more CPU time
+ * than NANOSECONDS; 0: no limit. */
 static PyObject *
-judge(PyObject *asked, PyObject *loop)
+judge(PyObject *asked, PyObject *loop, long long nanoseconds)
 {
     graph g = {0};
     PyObject *kept = NULL, *registries = NULL, *gc = NULL, *all = NULL, *result = NULL;
@@ -645,13 +665,14 @@ judge(PyObject *asked, PyObject *loop)
     }
     g.str_asyncgens = PyUnicode_InternFromString("_asyncgens");
     g.str_data = PyUnicode_InternFromString("data");
+    g.deadline = nanoseconds > 0 ? lw_clock_ns(CLOCK_THREAD_CPUTIME_ID) + (uint64_t)nanoseconds : 0;
     was_enabled = PyGC_Disable();
     all = PyObject_CallMethod(gc, "get_objects", NULL);
     if (all == NULL || !PyList_CheckExact(all)) {
         goto end;
     }
     if (PyList_GET_SIZE(all) >= NONE / 2 || take_snapshot(&g, all) < 0) {
-        PyErr_NoMemory();
+        g.failed = NO_MEMORY;
         goto end;
     }
     set_flag(&g, asked, BARRIER);
@@ -660,19 +681,18 @@ judge(PyObject *asked, PyObject *loop)
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(registries); i++) {
         set_flag(&g, PyList_GET_ITEM(registries, i), BARRIER);
     }
-    if (mark_roots(&g) < 0) {
-        PyErr_NoMemory();
+    if (!g.failed && mark_roots(&g) < 0) {
+        g.failed = NO_MEMORY;
         goto end;
     }
     do {
         settle(&g);
     } while (!g.failed && finalizable_garbage(&g));
-    if (g.failed) {
-        PyErr_NoMemory();
+    if (g.failed == NO_MEMORY) {
         goto end;
     }
     result = PyList_New(0);
-    for (uint32_t i = 0; result != NULL && i < g.ntasks; i++) {
+    for (uint32_t i = g.failed ? g.ntasks : 0; result != NULL && i < g.ntasks; i++) {
         PyObject *task = g.nodes[g.tasks[i].task].object, *entry, *of = NULL;
         if (g.nodes[g.tasks[i].task].flags & LIVE_TASK) {
             continue;
@@ -691,6 +711,9 @@ judge(PyObject *asked, PyObject *loop)
         Py_XDECREF(entry);
     }
 end:
+    if (g.failed == NO_MEMORY) {
+        PyErr_NoMemory();
+    }
     free_graph(&g);
     Py_XDECREF(all);
     if (was_enabled) {
@@ -705,18 +728,22 @@ end:
 static PyObject *
 stuck_tasks(PyObject *Py_UNUSED(module), PyObject *loop)
 {
-    return judge(NULL, loop == Py_None ? NULL : loop);
+    return judge(NULL, loop == Py_None ? NULL : loop, 0);
 }
 
 static PyObject *
-stuck(PyObject *Py_UNUSED(module), PyObject *asked)
+stuck(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *found = NULL, *result = NULL;
+    PyObject *asked, *found = NULL, *result = NULL;
+    long long nanoseconds = 0;
+    if (!PyArg_ParseTuple(args, "O|L:stuck", &asked, &nanoseconds)) {
+        return NULL;
+    }
     if (!PyList_Check(asked) && !PyTuple_Check(asked) && !PyAnySet_Check(asked) && !PyDict_Check(asked)) {
         return PyErr_Format(PyExc_TypeError, "expected a list, tuple, set or dict of tasks, got %.200s",
                             Py_TYPE(asked)->tp_name);
     }
-    found = judge(asked, NULL);
+    found = judge(asked, NULL, nanoseconds);
     result = found ? PyDict_New() : NULL;
     for (Py_ssize_t i = 0; result != NULL && i < PyList_GET_SIZE(found); i++) {
         PyObject *pair = PyList_GET_ITEM(found, i);
@@ -732,7 +759,7 @@ stuck(PyObject *Py_UNUSED(module), PyObject *asked)
 
 static PyMethodDef functions[] = {
     {"stuck_tasks", stuck_tasks, METH_O, "stuck_tasks(loop or None) -> [(task, reason)]"},
-    {"stuck", stuck, METH_O, "stuck(list, tuple, set or dict of tasks) -> {task: reason}"},
+    {"stuck", stuck, METH_VARARGS, "stuck(list, tuple, set or dict of tasks, nanoseconds) -> {task: reason}"},
     {NULL, NULL, 0, NULL},
 };
 
