@@ -1,11 +1,12 @@
-"""An order service whose event loop is blocked in nine ways, each for a different reason.
+"""An order service whose event loop is blocked in nine ways, each for a different reason, and which forgets four things.
 
 Starlette on uvicorn, SQLite on disk, and a client in a process of its own that keeps the service busy with small
 requests and now and then asks for something that blocks.  It serves for about eight seconds and ends by itself:
 
     loopwatch run examples/orders.py
 
-Every line at fault ends with a comment "fault: NAME".  Run bare, it only tells how long its clients had to wait.
+Every line at fault ends with a comment "fault: NAME", every one that begins what is never ended with "leak: NAME".
+The blocks are found from outside, by ``loopwatch run``; the leaks by the guard around ``serve``.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import uvicorn
@@ -33,6 +35,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+
+from loopwatch import no_leaks
 
 ROUNDS = 2  # how often the client does everything that blocks
 BLOCK = 0.35  # seconds that each fault is made to last
@@ -62,6 +66,9 @@ class Shop:
         self.prices = {"teapot": 1900}
         self.prices_lock = threading.Lock()
         self.export_done = asyncio.Event()
+        self.audits: asyncio.Queue[int] = asyncio.Queue()
+        self.mail_sent = threading.Event()
+        self.displays: list[socket.socket] = []
         self.lines = [(i * 7 % 999, i % 9 + 1, i % 30) for i in range(20_000)]
         self.scores = [random.random() for _ in range(200_000)]
         self.scores *= units_for(lambda: sorted(self.scores + self.scores[:50_000]))
@@ -227,7 +234,50 @@ async def housekeeping(shop: Shop) -> None:
         gc.collect()  # fault: gc
 
 
-# --- what does not ---------------------------------------------------------------------------------------------------
+# --- what is never ended ---------------------------------------------------------------------------------------------
+
+
+async def audit(shop: Shop) -> None:
+    # Nothing puts anything into this queue any more.
+    await shop.audits.get()
+
+
+async def start_audit(request: Request) -> JSONResponse:
+    asyncio.create_task(audit(request.app.state.shop), name="audit")  # leak: task
+    return JSONResponse({}, 202)
+
+
+async def send_mail(request: Request) -> JSONResponse:
+    # The mail server's answer is waited for without a limit.
+    shop: Shop = request.app.state.shop
+    threading.Thread(target=shop.mail_sent.wait, name="mailer").start()  # leak: thread
+    return JSONResponse({}, 202)
+
+
+async def stock_levels() -> AsyncIterator[int]:
+    try:
+        for level in range(1000):
+            yield level
+    finally:
+        await asyncio.sleep(0)  # gives the cursor back
+
+
+async def first_stock_level(request: Request) -> JSONResponse:
+    # The generator stays suspended after the break: contextlib.aclosing() around it would end it.
+    async for level in stock_levels():  # leak: generator
+        break
+    return JSONResponse({"level": level})
+
+
+async def add_display(request: Request) -> JSONResponse:
+    # Kept for ever, in a list that nobody reads.
+    shop: Shop = request.app.state.shop
+    display = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # leak: socket
+    shop.displays.append(display)
+    return JSONResponse({}, 201)
+
+
+# --- what is all right ---------------------------------------------------------------------------------------------------
 
 
 async def started(work: Callable[[threading.Event], None], request: Request) -> None:
@@ -262,7 +312,16 @@ ROUTES = [
     Route("/customers/best", rank_customers),
     Route("/tariffs/{country}", show_tariffs),
     Route("/export", export, methods=["POST"]),
+    Route("/audits", start_audit, methods=["POST"]),
+    Route("/mails", send_mail, methods=["POST"]),
+    Route("/stock/first", first_stock_level),
+    Route("/displays", add_display, methods=["POST"]),
 ]
+
+
+def tell(leaks: list[Any]) -> None:
+    for leak in leaks:
+        print(f"orders: left behind: {leak.headline()}", flush=True)
 
 
 async def serve(shop: Shop) -> int:
@@ -282,7 +341,16 @@ async def serve(shop: Shop) -> int:
                 client.kill()
             server.should_exit = True
             await serving
+            for task in app.state.tasks:
+                task.cancel()
     shop.database.close()
+    return code
+
+
+async def serve_and_look(shop: Shop) -> int:
+    async with no_leaks(action=tell, blocking=False):
+        code = await serve(shop)
+    shop.mail_sent.set()
     return code
 
 
@@ -324,6 +392,10 @@ async def visit(address: str) -> None:
             await ask(client, "GET", f"/tariffs/{next(countries)}")
             await ask(client, "POST", "/orders/label")
             await ask(client, "POST", "/export")
+        await ask(client, "POST", "/audits")
+        await ask(client, "POST", "/mails")
+        await ask(client, "GET", "/stock/first")
+        await ask(client, "POST", "/displays")
 
     async with httpx.AsyncClient(base_url=address, timeout=30) as client:
         browsing = [asyncio.create_task(browse(client)) for _ in range(3)]
@@ -340,7 +412,7 @@ def main() -> int:
         asyncio.run(visit(sys.argv[2]))
         return 0
     with tempfile.TemporaryDirectory(prefix="orders-") as folder:
-        return asyncio.run(serve(Shop(Path(folder))))
+        return asyncio.run(serve_and_look(Shop(Path(folder))))
 
 
 if __name__ == "__main__":

@@ -177,7 +177,8 @@ lw_capture_fork(void)
 {
     pthread_mutex_init(&lock, NULL);
     pthread_cond_init(&wake, NULL);
-    asked = running = 0;
+    asked = 0;
+    atomic_store(&running, 0);
     atomic_store(&own_tid, 0);
 }
 

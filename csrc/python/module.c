@@ -177,6 +177,7 @@ layout_init(PyObject *Py_UNUSED(module))
 static int (*const concepts[])(PyObject *) = {
     layout_init, /* first: all others may ask it */
     lw_watch_init,
+    lw_scope_init,
     lw_probe_select_init,
     lw_creation_init,
     lw_objects_init,

@@ -219,6 +219,9 @@ tasks_close(PyObject *Py_UNUSED(module), PyObject *arg)
     Py_INCREF(loop);
     withdraw(self);
     lw_tasks_forget(self);
+    if (loops == NULL) {
+        lw_tasks_forget_dead();
+    }
     lw_tasklist_watch(-1);
     lw_creation_keep(-1);
     now = self->installed && self->trackers == 0 ? factory_in_place(loop) : NULL;

@@ -14,6 +14,37 @@ static PyObject *died_callback; /* owned */
 static PyObject *current_task;  /* owned: asyncio's */
 static uint64_t seqs, orders;
 
+/* Where tasks that just died were created.  The garbage collector clears weak references before it runs finalizers: a
+ * task that is destroyed while pending, in a cycle, has lost its record when asyncio reports it. */
+#define DEAD_KEPT 64
+static struct {
+    PyObject *task;        /* an address, for comparing only */
+    lw_creation *creation; /* owned, or NULL */
+} dead[DEAD_KEPT];
+static size_t deaths;
+
+static void
+bury(PyObject *task, lw_creation *creation)
+{
+    size_t i = deaths++ % DEAD_KEPT;
+    lw_creation *old = dead[i].creation;
+    lw_creation_incref(creation);
+    dead[i].task = task;
+    dead[i].creation = creation;
+    lw_creation_decref(old);
+}
+
+void
+lw_tasks_forget_dead(void)
+{
+    for (size_t i = 0; i < DEAD_KEPT; i++) {
+        lw_creation *old = dead[i].creation;
+        dead[i].task = NULL;
+        dead[i].creation = NULL;
+        lw_creation_decref(old);
+    }
+}
+
 uint64_t
 lw_tasks_next_seq(void)
 {
@@ -123,6 +154,7 @@ task_died(PyObject *Py_UNUSED(self), PyObject *arg)
         if (lw_task_died_hook != NULL) {
             lw_task_died_hook(record, record->task);
         }
+        bury(record->task, record->creation);
         record->task = NULL;
         take_out(record);
         Py_DECREF(record);
@@ -259,17 +291,35 @@ frames_of_create_task(const lw_creation *creation)
 }
 
 static PyObject *
-record_frames(PyObject *self, PyObject *Py_UNUSED(unused))
+frames_of(lw_creation *creation)
 {
-    lw_task_record *record = (lw_task_record *)self;
-    if (record->creation == NULL) {
+    if (creation == NULL) {
         Py_RETURN_NONE;
     }
-    lw_creation *creation = record->creation;
     lw_creation_incref(creation);
     PyObject *frames = lw_creation_frames_from(creation, frames_of_create_task(creation));
     lw_creation_decref(creation);
     return frames;
+}
+
+static PyObject *
+record_frames(PyObject *self, PyObject *Py_UNUSED(unused))
+{
+    return frames_of(((lw_task_record *)self)->creation);
+}
+
+static PyObject *
+task_frames(PyObject *Py_UNUSED(module), PyObject *task)
+{
+    lw_task_record *record = lw_task_record_of(task);
+    lw_creation *creation = record ? record->creation : NULL;
+    for (size_t i = 1; record == NULL && i <= DEAD_KEPT && i <= deaths; i++) {
+        if (dead[(deaths - i) % DEAD_KEPT].task == task) {
+            creation = dead[(deaths - i) % DEAD_KEPT].creation;
+            break;
+        }
+    }
+    return frames_of(creation);
 }
 
 static PyObject *
@@ -403,6 +453,7 @@ task_records(PyObject *Py_UNUSED(module), PyObject *args)
 
 static PyMethodDef methods[] = {
     {"task_record", task_record, METH_O, "task_record(task) -> TaskRecord or None"},
+    {"task_frames", task_frames, METH_O, "task_frames(task) -> its creation stack, also while it is being destroyed"},
     {"task_token", task_token, METH_O, "task_token(task) -> the value of SCOPE in its context, or None"},
     {"task_mark", task_mark, METH_NOARGS, "The order of the newest record."},
     {"task_records", task_records, METH_VARARGS, "task_records(factory or None, since, pending_only)"},

@@ -85,6 +85,7 @@ extern void (*lw_task_unlink_hook)(lw_task_record *record);
 lw_task_record *lw_task_record_new(lw_task_loop *home, PyObject *task, uint64_t seq, uint32_t flags); /* borrowed */
 uint64_t lw_tasks_next_seq(void);
 void lw_tasks_forget(lw_task_loop *home); /* drop all its records */
+void lw_tasks_forget_dead(void); /* nobody tracks anything any more */
 extern PyObject *lw_scope_var; /* owned: the ContextVar that holds the scope token */
 
 extern PyTypeObject *lw_task_record_type, *lw_task_factory_type; /* owned, process-wide */

@@ -68,6 +68,8 @@ def run(main: Callable[[], Awaitable[Any]], loop: str = "asyncio") -> Any:
     finally:
         for task in asyncio.all_tasks(made):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
+            task.cancel()
+        made.run_until_complete(asyncio.sleep(0.005))
         made.run_until_complete(made.shutdown_asyncgens())
         made.run_until_complete(made.shutdown_default_executor())
         made.close()
@@ -75,7 +77,7 @@ def run(main: Callable[[], Awaitable[Any]], loop: str = "asyncio") -> Any:
 
 def line(frames: Any) -> int:
     """The innermost line of the program, 0 for none."""
-    return next((frame.lineno for frame in reversed(frames or ()) if frame.filename == FILE), 0)
+    return next((frame.lineno or 0 for frame in reversed(frames or ()) if frame.filename == FILE), 0)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -97,6 +99,8 @@ def test_shape(shape: str, loop: str) -> None:
     told = sorted((leak.name, line(leak.creation_stack), line(leak.current_stack)) for leak in found)
     assert told == sorted((name, line_of(created), line_of(waits)) for name, created, waits in left)
     for leak in found:
+        if loop == "uvloop" and not line(leak.creation_stack):
+            continue  # nothing on the stack shows where uvloop's own code began
         assert leak.place()[:2] == (FILE, line(leak.creation_stack) or line(leak.current_stack))
 
 
@@ -422,9 +426,9 @@ def test_the_error() -> None:
     text = str(error)
     assert text.startswith("Detected 1 leaked asyncio tasks\n\nLeaked Task: chained\n  ID: ")
     assert "\n  State: TaskState.RUNNING\n" in text
-    assert f"\n  Current Stack:\n    File \"{FILE}\", line " in text
+    assert f'\n  Current Stack:\n    File "{FILE}", line ' in text
     assert "\n        await middle()\n" in text
-    assert "\n  Creation Stack:\n    File \"" in text
+    assert '\n  Creation Stack:\n    File "' in text
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == text and copy.leaked_tasks[0].task_ref is None
 

@@ -19,6 +19,8 @@ from array import array
 import pytest
 
 from loopwatch import EventLoopBlockError, _core, no_event_loop_blocking
+from loopwatch.leaks.guard import LeakGuard
+from loopwatch.leaks.tasks import CoroutineKind, DestroyedTaskKind, TaskExceptionKind, no_task_leaks
 
 WARM_UPS, ROUNDS = 3, 5
 
@@ -75,7 +77,27 @@ async def bare() -> None:
     await asyncio.sleep(0)
 
 
+async def tasks_under_guard() -> None:
+    """Clean and leaking scopes, tasks past the factory, a parent's name, a decoded creation stack."""
+    found: list[object] = []
+    async with no_task_leaks(action=found.extend, grace_period=0, enable_creation_tracking=True):
+        await asyncio.gather(*(asyncio.create_task(bare()) for _ in range(5)), asyncio.Task(bare()))
+        held = [asyncio.create_task(asyncio.sleep(60)), asyncio.Task(asyncio.sleep(60), name="direct")]
+    assert len(found) == 2 and str(found[0])
+    for task in held:
+        task.cancel()
+    await asyncio.gather(*held, return_exceptions=True)
+
+
+async def all_that_can_end_badly() -> None:
+    kinds = [DestroyedTaskKind(), TaskExceptionKind(), CoroutineKind()]
+    async with LeakGuard("guard", kinds, lambda found: None, grace_period=0):
+        await asyncio.sleep(0)
+
+
 PROGRAMS = {
+    "tasks": (lambda: asyncio.run(tasks_under_guard()), 100),
+    "ends": (lambda: asyncio.run(all_that_can_end_badly()), 100),
     "bare": (lambda: asyncio.run(bare()), 200),
     "raise": (lambda: asyncio.run(blocks_and_raises()), 200),
     "decorator": (lambda: asyncio.run(decorated()), 200),

@@ -100,7 +100,9 @@ async def through_async_generator() -> None:
 
 
 @leaves(
-    ("worker-0", "worker", "worker-waits"), ("worker-1", "worker", "worker-waits"), ("worker-2", "worker", "worker-waits")
+    ("worker-0", "worker", "worker-waits"),
+    ("worker-1", "worker", "worker-waits"),
+    ("worker-2", "worker", "worker-waits"),
 )
 async def queue_workers() -> None:
     """Seed 001's first pattern: workers that nobody cancels when the queue is done."""
@@ -200,6 +202,7 @@ async def server_handler() -> None:
     accepted = asyncio.Event()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0)
         task = asyncio.current_task()
         assert task is not None
         task.set_name("handler")

@@ -158,6 +158,6 @@ def _finding(coroutine: Any) -> UnawaitedCoroutine:
     origin = getattr(coroutine, "cr_origin", None)
     creation = [FrameSummary(file, line, name) for file, line, name in reversed(origin)] if origin else None
     # without _dropped and _finding themselves
-    dropped = list(frames_from_raw(_core.creation_here(2)))
+    dropped: list[FrameSummary] = list(frames_from_raw(_core.creation_here(2)))
     name = str(getattr(coroutine, "__qualname__", None) or code.co_qualname)
     return UnawaitedCoroutine(name, (code.co_filename, code.co_firstlineno), creation, dropped or None)

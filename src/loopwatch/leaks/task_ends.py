@@ -58,7 +58,8 @@ class _EndedTask(Leak):
 class DestroyedTask(_EndedTask):
     """A task that was destroyed while pending, because nobody held a reference to it.
 
-    ``stack`` is the chain of awaits at which it stood, outermost first.  Keep a reference to every task you create.
+    ``stack`` is the chain of awaits at which it stood, outermost first; None where its coroutine was destroyed first.
+    Keep a reference to every task you create.
     """
 
     kind: ClassVar[str] = "destroyed_task"
@@ -112,7 +113,7 @@ class DestroyedTaskKind(Kind):
     def __init__(self, *, scope: Scope = "descendants") -> None:
         self._scope = check_scope(scope)
 
-    def begin(self) -> "_HandlerSession":
+    def begin(self) -> Session:
         return _DestroyedSession(self._scope)
 
 
@@ -127,7 +128,7 @@ class TaskExceptionKind(Kind):
     def __init__(self, *, scope: Scope = "descendants") -> None:
         self._scope = check_scope(scope)
 
-    def begin(self) -> "_HandlerSession":
+    def begin(self) -> Session:
         return _ExceptionSession(self._scope)
 
 
@@ -170,10 +171,11 @@ class _HandlerSession(Session):
 class _DestroyedSession(_HandlerSession):
     def told(self, context: Mapping[str, Any]) -> None:
         task = context.get("task")
-        if not isinstance(task, asyncio.Future) or task.done() or "destroyed" not in str(context.get("message")):
+        if not isinstance(task, asyncio.Task) or task.done() or "destroyed" not in str(context.get("message")):
             return
-        stack = list(frames_from_raw(_core.await_chain(task)[0])) or None
-        leak = DestroyedTask(*_names(task), creation_stack=_creation(task), stack=stack)
+        closed = getattr(task.get_coro(), "cr_frame", task) is None  # the garbage collector came to the coroutine first
+        stack: list[FrameSummary] = [] if closed else list(frames_from_raw(_core.await_chain(task)[0]))
+        leak = DestroyedTask(*_names(task), creation_stack=_creation(task), stack=stack or None)
         (self._found if self.mine(task) else self._apart).append(leak)
 
 
@@ -213,8 +215,7 @@ def _names(task: Any) -> tuple[str, int, str]:
 
 
 def _creation(task: Any) -> list[FrameSummary] | None:
-    record = _core.task_record(task)
-    raw = None if record is None else record.frames()
+    raw = _core.task_frames(task)
     return None if raw is None else list(frames_from_raw(raw))
 
 

@@ -4,7 +4,6 @@ What was created where is recorded by the core, at no noticeable cost; a guard r
 looks at the tasks created since when it is left, however many others there are.
 """
 
-import asyncio
 import contextlib
 import logging
 import time
