@@ -395,4 +395,24 @@ lw_tasks_in_linked_list(void)
 #endif
 }
 
+/* Whether an object's reference count is only a mark.  3.12 brought immortal objects; what it and 3.14 write there is 2**32 - 1
+ * and 3 * 2**30, both far above any count. */
+static inline int
+lw_is_immortal(PyObject *op)
+{
+#if PY_VERSION_HEX < 0x030C0000
+    (void)op;
+    return 0;
+#else
+    return Py_REFCNT(op) >= (Py_ssize_t)1 << 30;
+#endif
+}
+
+/* Where a frame object points to the frame that it stands for: the word after f_back, on all versions. */
+static inline uintptr_t
+lw_frame_of_object(PyObject *frame)
+{
+    return *(uintptr_t *)((char *)frame + sizeof(PyObject) + sizeof(void *));
+}
+
 #endif
