@@ -151,7 +151,7 @@ RawDoing = tuple[str, str | None, int, int, list[RawFrame] | None]
 thread that has the GIL waited for; stack, None where it cannot be read."""
 
 def threads_doing(pairs: Sequence[tuple[int, int]]) -> list[RawDoing]: ...  # pairs: number of a thread state, native id
-def watchdog_tid() -> int: ...  # loopwatch's own thread, 0 if there is none
+def own_tids() -> tuple[int, int]: ...  # loopwatch's own threads: watchdog, capture; 0: there is none
 
 # --- task records ------------------------------------------------------------------------------------------------------
 

@@ -88,7 +88,7 @@ class LeakedTask(Leak):
         elif self.current_stack:
             parts.append(f"suspended at {place_text(self.place())}")
         if self.wait:
-            parts.append(f"waits for {self.wait}")
+            parts.append(self.wait)
         return ", ".join([" ".join(parts[:2]), *parts[2:]])
 
     def labels(self) -> Mapping[str, list[str]]:
@@ -106,7 +106,7 @@ class LeakedTask(Leak):
         if self.qualname:
             lines.append(f"  Coroutine: {self.qualname}")
         if self.wait:
-            lines.append(f"  Waits For: {self.wait}")
+            lines.append(f"  Doing: {self.wait}")
         if self.cancelling:
             times = "" if self.cancelling == 1 else f" {self.cancelling} times"
             lines.append(f"  Cancelled: asked{times}, has not ended")
