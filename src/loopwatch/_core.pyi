@@ -153,7 +153,7 @@ thread that has the GIL waited for; stack, None where it cannot be read."""
 def threads_doing(pairs: Sequence[tuple[int, int]]) -> list[RawDoing]: ...  # pairs: number of a thread state, native id
 def own_tids() -> tuple[int, int]: ...  # loopwatch's own threads: watchdog, capture; 0: there is none
 
-# --- task records ------------------------------------------------------------------------------------------------------
+# --- task records ---
 
 SCOPE: Final[ContextVar[Any]]  # the token of the guard under which something is created
 

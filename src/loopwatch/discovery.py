@@ -192,7 +192,7 @@ def _loops_of_other_threads() -> list[Any]:
     while left:
         kind = left.pop()
         kinds.add(kind)
-        left += [sub for sub in type.__subclasses__(kind) if sub not in kinds]
+        left += set(kind.__subclasses__()) - kinds
     runner: Any = getattr(sys.modules.get("trio._core._run"), "Runner", None)
     for entry in gc.get_objects():
         with contextlib.suppress(Exception):
