@@ -108,11 +108,12 @@ class EventLoopBlock:
 
     ``block_id`` counts from 1 in each guard; ``duration`` and ``threshold`` are seconds; ``timestamp`` is the Unix time
     at which the block began.  ``blocking_stack`` is where most of it was spent, outermost first; where there is none,
-    ``missing_reason`` says why (or, beside a stack, what is doubtful about it).  ``callbacks`` is how many callbacks the
-    iteration ran, ``heaviest`` the longest of them with its seconds; ``scattered`` tells that none took over half.  ``holder_thread`` and ``holder_stack`` are
-    those of the thread that held the GIL, if that is the cause.  ``stopped`` and ``starved`` are the seconds of it in
-    which the process, or this thread, was kept from running; ``stall`` tells that they are more than half of it and
-    that what remains is below the threshold: then the machine is to blame, not the program.
+    ``missing_reason`` says why (or, beside a stack, what is doubtful about it).  ``callbacks`` is how many callbacks
+    the iteration ran, ``heaviest`` the longest of them with its seconds; ``scattered`` tells that none took over
+    half.  ``holder_thread`` and ``holder_stack`` are those of the thread that held the GIL, if that is the
+    cause.  ``stopped`` and ``starved`` are the seconds of it in which the process, or this thread, was kept from
+    running; ``stall`` tells that they are more than half of it and that what remains is below the threshold: then the
+    machine is to blame, not the program.
     """
 
     kind: ClassVar[str] = "block"
