@@ -415,4 +415,15 @@ lw_frame_of_object(PyObject *frame)
     return *(uintptr_t *)((char *)frame + sizeof(PyObject) + sizeof(void *));
 }
 
+/* Whether instances keep their attributes where the interpreter likes: in a dict made on demand. */
+static inline int
+lw_has_managed_dict(PyTypeObject *type)
+{
+#if PY_VERSION_HEX < 0x030C0000
+    return type->tp_dictoffset < 0; /* 3.11 marks it so */
+#else
+    return (type->tp_flags & Py_TPFLAGS_MANAGED_DICT) != 0;
+#endif
+}
+
 #endif

@@ -218,8 +218,8 @@ lw_graph_frames(int (*visit)(const lw_running_frame *, void *), void *arg)
 {
     PyThreadState *own = PyThreadState_Get();
     int status = 0;
-    for (PyThreadState *ts = PyInterpreterState_ThreadHead(PyThreadState_GetInterpreter(own)); ts != NULL && status == 0;
-         ts = PyThreadState_Next(ts)) {
+    for (PyThreadState *ts = PyInterpreterState_ThreadHead(PyThreadState_GetInterpreter(own));
+         ts != NULL && status == 0; ts = PyThreadState_Next(ts)) {
         lw_running_frame at = {.own = ts == own, .ident = ts->thread_id};
         uintptr_t frame = 0;
         if (read_word((uintptr_t)ts + lw_lay.ts_frame, &frame) < 0

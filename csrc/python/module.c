@@ -21,6 +21,7 @@
 #include "timers.h"
 #include "futurestate.h"
 #include "loopstats.h"
+#include "heldby.h"
 #include "objects.h"
 #include "taskstats.h"
 #include "tasklist.h"
@@ -181,6 +182,7 @@ static int (*const concepts[])(PyObject *) = {
     lw_probe_select_init,
     lw_creation_init,
     lw_objects_init,
+    lw_heldby_init,
     lw_awaits_init,
     lw_reach_init,
     lw_tasks_init,

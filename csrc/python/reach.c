@@ -270,7 +270,8 @@ finalizable_garbage(graph *g)
         const lw_node *ref = &g->all.nodes[g->weakrefs[i]];
         PyObject *referent = ((PyWeakReference *)ref->object)->wr_object;
         uint32_t at = referent == Py_None ? NONE : find(g, referent);
-        if (ref->flags & KEPT && !(ref->flags & REACHED) && at != NONE && !(g->all.nodes[at].flags & (REACHED | KEPT))) {
+        if (ref->flags & KEPT && !(ref->flags & REACHED) && at != NONE
+            && !(g->all.nodes[at].flags & (REACHED | KEPT))) {
             reach(g, g->weakrefs[i], REACHED);
             found = 1;
         }

@@ -278,3 +278,12 @@ def stuck_tasks(loop: object) -> list[tuple[Any, str]]: ...  # those of a loop (
 def stuck(
     tasks: list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any] | dict[Any, Any],
 ) -> dict[Any, str]: ...
+
+# --- memory ---
+
+RawLink = tuple[str, Any, RawFrame | None]  # how, name or key or index, place of a suspended frame
+
+def held_by(
+    box: list[Any], own_frames: int, skip: tuple[Any, ...]
+) -> tuple[str, Any, int | None, Any, list[tuple[RawLink, Any]]] | None:
+    """What keeps the one object in a list alive: root kind, detail, thread, object, links; newest frames left out."""
