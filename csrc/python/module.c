@@ -22,6 +22,7 @@
 #include "futurestate.h"
 #include "loopstats.h"
 #include "heldby.h"
+#include "holders.h"
 #include "objects.h"
 #include "taskstats.h"
 #include "tasklist.h"
@@ -185,6 +186,7 @@ static int (*const concepts[])(PyObject *) = {
     lw_heldby_init,
     lw_awaits_init,
     lw_reach_init,
+    lw_holders_init,
     lw_tasks_init,
     lw_taskfactory_init,
     lw_tasklist_init,

@@ -85,6 +85,12 @@ def creation_info() -> dict[str, int]: ...  # stacks, bytes: distinct creation s
 def count_objects() -> dict[type, tuple[int, int]]:
     """How many objects of each type the garbage collector tracks, and how many bytes they are themselves."""
 
+def referrers(targets: tuple[Any, ...], nanoseconds: int, /) -> tuple[list[tuple[int, Any]], bool]:
+    """What refers to each target, as (its index, what refers to it), and whether time sufficed to see everything."""
+
+def objects_of(types: tuple[type, ...], nanoseconds: int, /) -> tuple[list[tuple[int, Any]], bool]:
+    """The objects of exactly these types that the garbage collector tracks, in the same form."""
+
 # --- what a scope made ---
 
 RESOURCE_SCOPE: ContextVar[tuple[int, ...]]  # the marks of the guards under which code runs
@@ -154,6 +160,7 @@ def threads_doing(pairs: Sequence[tuple[int, int]]) -> list[RawDoing]: ...  # pa
 def own_tids() -> tuple[int, int]: ...  # loopwatch's own threads: watchdog, capture; 0: there is none
 
 # --- task records ---
+# --- task records -----------------------------------------------------------------------------------------------------
 
 SCOPE: Final[ContextVar[Any]]  # the token of the guard under which something is created
 
