@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from loopwatch.leaks.task_ends import DestroyedTask, TaskException
     from loopwatch.leaks.tasks import LeakedTask, TaskState, no_task_leaks
     from loopwatch.leaks.threads import LeakedThread, LeakedThreadPool, no_thread_leaks
+    from loopwatch.monitor.alarms import Alarm
+    from loopwatch.monitor.monitor import Monitor
     from loopwatch.settings import DEFAULT_THREAD_NAME_FILTER, SettingError
 
     PyleakExceptionGroup = LeakErrorGroup
@@ -109,6 +111,8 @@ _LATER = {
     "Cause": "findings",
     "EventLoopBlock": "findings",
     "Segment": "findings",
+    "Alarm": "monitor.alarms",
+    "Monitor": "monitor.monitor",
     "DEFAULT_THREAD_NAME_FILTER": "settings",
     "SettingError": "settings",
 }
@@ -116,6 +120,7 @@ _ALIASES = {"PyleakExceptionGroup": "LeakErrorGroup"}
 
 __all__ = [
     "DEFAULT_THREAD_NAME_FILTER",
+    "Alarm",
     "AsyncGeneratorLeakError",
     "Baseline",
     "BaselineError",
@@ -141,6 +146,7 @@ __all__ = [
     "LeakedThreadPool",
     "LeakedTimer",
     "LoopLeakError",
+    "Monitor",
     "ProcessLeakError",
     "PyleakExceptionGroup",
     "ScopeLeakError",

@@ -23,9 +23,7 @@ Told = Callable[[int, Any], None]
 class TrioHook:
     """``started`` and ``stopped`` get a thread's ident and a run's token; ``running`` is what runs by ident."""
 
-    def __init__(
-        self, started: Told, stopped: Told, unseen: Callable[[str], None], running: Mapping[int, Any]
-    ) -> None:
+    def __init__(self, started: Told, stopped: Told, unseen: Callable[[str], None], running: Mapping[int, Any]) -> None:
         self._started = started
         self._stopped = stopped
         self._unseen = unseen

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["report_exception"]
 
-_source = format_helpers._format_callback_source  # type: ignore[attr-defined]
+_source = format_helpers._format_callback_source
 _takes_debug = "debug" in inspect.signature(_source).parameters
 
 
