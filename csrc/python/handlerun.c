@@ -74,6 +74,9 @@ handle_run(PyObject *handle, PyObject *Py_UNUSED(unused))
         goto done;
     }
     stats = (lw_loopstats *)Py_XNewRef(lw_loopstats_of(slot(handle, state.loop)));
+    if (stats != NULL && !stats->marked) {
+        stats->mark_ns = lw_now_ns();
+    }
     if (PyContext_Enter(context) == 0) {
         result = PyObject_Vectorcall(callback, ((PyTupleObject *)args)->ob_item, (size_t)PyTuple_GET_SIZE(args), NULL);
         if (PyContext_Exit(context) < 0) {

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from loopwatch.leaks.threads import LeakedThread, LeakedThreadPool, no_thread_leaks
     from loopwatch.memory import AllocationTrace, MemoryLeakDetector
     from loopwatch.prevention import GracefulShutdown, TaskManager, managed_generator, timeout_task
+    from loopwatch.monitor.alarms import Alarm
+    from loopwatch.monitor.monitor import Monitor
     from loopwatch.settings import DEFAULT_THREAD_NAME_FILTER, SettingError
 
     PyleakExceptionGroup = LeakErrorGroup
@@ -117,6 +119,8 @@ _LATER = {
     "TaskManager": "prevention",
     "managed_generator": "prevention",
     "timeout_task": "prevention",
+    "Alarm": "monitor.alarms",
+    "Monitor": "monitor.monitor",
     "DEFAULT_THREAD_NAME_FILTER": "settings",
     "SettingError": "settings",
 }
@@ -125,6 +129,7 @@ _ALIASES = {"PyleakExceptionGroup": "LeakErrorGroup"}
 __all__ = [
     "DEFAULT_THREAD_NAME_FILTER",
     "AllocationTrace",
+    "Alarm",
     "AsyncGeneratorLeakError",
     "Baseline",
     "BaselineError",
@@ -152,6 +157,7 @@ __all__ = [
     "LeakedTimer",
     "LoopLeakError",
     "MemoryLeakDetector",
+    "Monitor",
     "ProcessLeakError",
     "PyleakExceptionGroup",
     "ScopeLeakError",

@@ -56,6 +56,7 @@ class Watch:
     kind: str  # selector-epoll | selector | uv | trio | generic
     exact: bool  # spans are measured by a probe, not looked for by the watchdog
     scopes: int  # how many are open
+    busy_since: int  # when the span that lasts began (monotonic); 0: it waits
     def __init__(self, loop: Any, kind: str) -> None: ...
     def open_scope(
         self, threshold_ns: int, interval_ns: int, on_block: Callable[[RawBlock], object] | None = None
@@ -182,6 +183,7 @@ class TaskFactory:
 
 def tasks_open(loop: Any) -> TaskFactory: ...
 def tasks_close(factory: TaskFactory) -> None: ...
+def tasks_adopt(factory: TaskFactory, tasks: Sequence[Any]) -> int: ...  # records for tasks older than the tracking
 def task_mark() -> int: ...  # the order of the newest record
 def task_record(task: Any) -> TaskRecord | None: ...
 def task_frames(task: Any) -> list[RawFrame] | None: ...  # its creation stack, also while it is being destroyed
@@ -252,6 +254,8 @@ class RawTaskGroup(TypedDict):
     longest_ns: int
     oldest_ns: int
     age_sum_ns: int
+    old: int  # of those pending: at least as old as task_sampler() was asked for
+    old_retained: int  # the same of those done and held
     sites: list[tuple[RawFrame | None, str, int]]  # where they wait, type of what they wait for, how many
     examples: list[Any]  # at most three records of the oldest pending ones: call them for the task
 
@@ -262,7 +266,7 @@ class TaskSampler:
     def result(self) -> list[RawTaskGroup]: ...
 
 def count_tasks(delta: int) -> None: ...  # 1: count tasks by coroutine from now on, -1: no longer
-def task_sampler() -> TaskSampler: ...
+def task_sampler(old_ns: int = 0) -> TaskSampler: ...
 def task_group_frames(number: int) -> list[RawFrame]: ...  # creation stack of a group
 def handle_run_active() -> bool: ...
 def future_end(future: Any) -> tuple[str, bool]: ...  # unknown pending returned failed cancelled; never retrieved

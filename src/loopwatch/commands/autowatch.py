@@ -1,23 +1,15 @@
-"""Watches every event loop that starts in any thread of the process.
+"""Watches every event loop that starts in any thread of the process, for blocks.
 
-asyncio's loops, uvloop's too, announce themselves through ``_set_running_loop``: it is replaced by a function that
-calls it and then opens a scope, or closes it.  trio has no such place: when it is imported, its two entry points are
-wrapped to add an instrument.  Nothing here may raise into the program: a loop that cannot be watched is reported.
+Nothing here may raise into the program: a loop that cannot be watched is reported.
 """
 
-import asyncio
-import asyncio.events
 import contextlib
-import functools
-import importlib.abc
-import importlib.machinery
-import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from types import ModuleType
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from loopwatch.discovery import subscribe, unsubscribe
 from loopwatch.loops import LoopScope, open_scope
 
 if TYPE_CHECKING:
@@ -45,56 +37,21 @@ class AutoWatch:
         self._on_failure = on_failure
         self._open: dict[int, tuple[Any, LoopScope]] = {}
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._finder: _TrioFinder | None = None
-        self._original: Callable[[Any], None] | None = None
-        self._replacement: Callable[[Any], None] | None = None
 
     def install(self) -> None:
         """Begin to watch the loops that start from now on."""
-        original = asyncio._set_running_loop
-
-        @functools.wraps(original)
-        def _set_running_loop(loop: Any) -> None:
-            original(loop)
-            self._changed(loop)
-
-        self._original, self._replacement = original, _set_running_loop
-        self._replace(_set_running_loop)
-        if "trio" in sys.modules:
-            self._wrap_trio(sys.modules["trio"])
-        else:
-            self._finder = _TrioFinder(self._wrap_trio)
-            sys.meta_path.insert(0, self._finder)
+        subscribe(self)
 
     def remove(self) -> None:
-        """Watch no loop that starts from now on.  Running ones are watched until they stop."""
-        if self._original is not None and asyncio.events._set_running_loop is self._replacement:
-            self._replace(self._original)
-        if self._finder is not None and self._finder in sys.meta_path:
-            sys.meta_path.remove(self._finder)
+        """Watch no loop that starts from now on.  Running ones are watched until the process ends."""
+        unsubscribe(self)
 
-    @staticmethod
-    def _replace(function: Callable[[Any], None]) -> None:
-        for module in (asyncio, asyncio.events):
-            setattr(module, "_set_running_loop", function)  # noqa: B010 - unknown to the stubs of asyncio
-
-    def _changed(self, loop: Any) -> None:
-        """The loop that runs in this thread is now this one; None: none."""
-        ident = threading.get_ident()
-        current = self._open.get(ident)
-        if current is not None and current[0] is loop:
-            return
-        if current is not None:
-            self.close(ident)
-        if loop is not None:
-            self.open(ident, loop)
-
-    def open(self, ident: int, loop: Any) -> None:
+    def loop_started(self, loop: Any) -> None:
         """Open a scope on the loop that runs in this thread."""
         try:
             name = repr(loop)
             scope = open_scope(self._threshold_ns, self._interval_ns, lambda raw: self._on_block(raw, name))
-            self._open[ident] = (loop, scope)
+            self._open[threading.get_ident()] = (loop, scope)
             with contextlib.suppress(TypeError):  # a loop that takes no weak reference is counted each time it starts
                 if loop in self._seen:
                     return
@@ -103,9 +60,9 @@ class AutoWatch:
         except Exception as error:
             self._failed(loop, error)
 
-    def close(self, ident: int) -> None:
+    def loop_stopped(self, loop: Any) -> None:
         """Close the scope of this thread and report what it has not reported yet."""
-        entry = self._open.pop(ident, None)
+        entry = self._open.pop(threading.get_ident(), None)
         if entry is None:
             return
         loop, scope = entry
@@ -116,79 +73,10 @@ class AutoWatch:
         except Exception as error:
             self._failed(loop, error)
 
+    def loop_unseen(self, reason: str) -> None:
+        """Some loops will not be told of."""
+        self._on_failure(reason)
+
     def _failed(self, loop: Any, error: Exception) -> None:
         with contextlib.suppress(Exception):
             self._on_failure(f"{type(loop).__module__}.{type(loop).__qualname__}: {type(error).__name__}: {error}")
-
-    def _wrap_trio(self, trio: ModuleType) -> None:
-        """See each run begin and end.
-
-        ``run`` and ``start_guest_run`` look up both names below as they run.  They stay the very objects they were, for
-        programs compare them; and the runs of all who call ``trio._core.run`` are seen too.
-        """
-        internals: Any = sys.modules.get("trio._core._run")
-        if not hasattr(internals, "setup_runner") or not hasattr(getattr(internals, "Runner", None), "close"):
-            self._on_failure("trio: this release begins its runs in a way that is not known here")
-            return
-        setup, close = internals.setup_runner, internals.Runner.close
-
-        @functools.wraps(setup)
-        def setup_runner(clock: Any, instruments: Any, *args: Any, **kwargs: Any) -> Any:
-            return setup(clock, [*instruments, _TrioRun(self)], *args, **kwargs)
-
-        @functools.wraps(close)
-        def close_runner(runner: Any) -> None:
-            ident = threading.get_ident()
-            entry = self._open.get(ident)
-            if entry is not None and entry[0] is runner.trio_token:
-                self.close(ident)
-            close(runner)
-
-        internals.setup_runner, internals.Runner.close = setup_runner, close_runner
-
-
-class _TrioRun:
-    """A trio instrument: the run begins.  No ``after_run``: a program may ask that the run has no such hook."""
-
-    def __init__(self, watch: AutoWatch) -> None:
-        self._watch = watch
-
-    def before_run(self) -> None:
-        ident = threading.get_ident()
-        if ident not in self._watch._open:  # a guest run: the host's loop is watched already
-            self._watch.open(ident, sys.modules["trio.lowlevel"].current_trio_token())
-
-
-class _TrioFinder(importlib.abc.MetaPathFinder):
-    """Calls back once ``trio`` has been imported."""
-
-    def __init__(self, imported: Callable[[ModuleType], None]) -> None:
-        self._imported = imported
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != "trio":
-            return None
-        for finder in list(sys.meta_path):
-            find = getattr(finder, "find_spec", None)
-            spec = None if finder is self or find is None else find(name, path, target)
-            if spec is not None:
-                self._hook(spec.loader)
-                return spec  # type: ignore[no-any-return]
-        return None
-
-    def _hook(self, loader: Any) -> None:
-        execute = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            with contextlib.suppress(AttributeError):
-                del loader.exec_module
-            execute(module)
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
-            with contextlib.suppress(Exception):
-                self._imported(module)
-
-        with contextlib.suppress(AttributeError):
-            loader.exec_module = exec_module
