@@ -19,6 +19,7 @@
 #include "origins.h"
 #include "tables.h"
 #include "timers.h"
+#include "requests.h"
 #include "futurestate.h"
 #include "loopstats.h"
 #include "heldby.h"
@@ -202,6 +203,7 @@ static int (*const concepts[])(PyObject *) = {
     lw_tables_init,
     lw_asyncgens_init,
     lw_timers_init,
+    lw_requests_init,
 };
 /* clang-format on */
 

@@ -8,6 +8,7 @@
 #include "../core/saferead.h"
 #include "doing.h"
 #include "layout.h"
+#include "requests.h"
 #include "taskname.h"
 
 const char *const lw_cause_names[LW_CAUSES] = {"python",  "c_call",  "syscall", "lock",   "gil",
@@ -194,13 +195,14 @@ blame_holder(lw_sampler *s, lw_segment *seg, uintptr_t holder)
     seg->holder_frames = kept;
     seg->holder_n = n;
     seg->holder_id = (int)native;
+    seg->holder_request = lw_request_of(holder);
     if (lw_read_comm((pid_t)native, comm, sizeof(comm)) == 0) {
         seg->holder_comm = lw_textbuf_add(&s->text, comm);
     }
 }
 
 static lw_segment *
-new_segment(lw_sampler *s, const lw_walk *w, int n, const lw_callback *where, uint64_t now)
+new_segment(lw_sampler *s, const lw_walk *w, int n, const lw_callback *where, long request, uint64_t now)
 {
     if (s->n >= LW_MAX_SEGMENTS) {
         return NULL;
@@ -224,6 +226,7 @@ new_segment(lw_sampler *s, const lw_walk *w, int n, const lw_callback *where, ui
     seg->handle = where->handle;
     seg->task = named.task;
     seg->callback = named.callback;
+    seg->request = request;
     return seg;
 }
 
@@ -235,6 +238,7 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
     lw_segment *seg = s->n ? &s->segs[s->n - 1] : NULL;
     uint64_t now = lw_now_ns();
     uint64_t share = s->last_ns ? now - s->last_ns : interval;
+    long request = 0;
     int n = 0;
 
     if (s->segs == NULL && make_room(s) < 0) {
@@ -249,6 +253,7 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
     if (lw_layout_ok() && lw_walk_stack(tstate, &walk) == 0) {
         lw_callback_where(&walk, tstate, s->loop, &where);
         n = decode(s, &walk, seg);
+        request = lw_request_of(tstate);
     }
     else {
         lw_count_failed++;
@@ -267,8 +272,9 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
         return; /* the span ended while we looked: whatever we saw may be of the next one */
     }
     lw_count_samples++;
-    if (seg == NULL || !same_stack(seg, decoded, n) || seg->handle != where.handle || seg->index != where.index) {
-        seg = new_segment(s, &walk, n, &where, now);
+    if (seg == NULL || !same_stack(seg, decoded, n) || seg->handle != where.handle || seg->index != where.index
+        || seg->request != request) {
+        seg = new_segment(s, &walk, n, &where, request, now);
         if (seg == NULL) {
             s->dropped++;
             s->last_ns = now;

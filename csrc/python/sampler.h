@@ -66,6 +66,7 @@ typedef struct {
     uintptr_t newest, newest_instr, handle;
     int index, total;           /* callback of the iteration, -1 unknown */
     uint32_t task, callback;
+    long request, holder_request; /* numbers (requests.h); 0 none */
 } lw_segment;
 
 typedef struct {

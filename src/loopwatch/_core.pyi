@@ -24,6 +24,7 @@ class RawSegment(TypedDict):
     callback: str | None  # what the loop called: coroutine or function, qualified
     callback_index: int | None  # which of the iteration's callbacks it was, from 0
     callback_total: int | None  # how many callbacks the iteration ran
+    request: int  # number of the request it, or the GIL's holder, worked for; 0 unknown
 
 class RawBlock(TypedDict):
     start_ns: int  # CLOCK_MONOTONIC
@@ -193,6 +194,7 @@ def tasks_adopt(factory: TaskFactory, tasks: Sequence[Any]) -> int: ...  # recor
 def task_mark() -> int: ...  # the order of the newest record
 def task_record(task: Any) -> TaskRecord | None: ...
 def task_frames(task: Any) -> list[RawFrame] | None: ...  # its creation stack, also while it is being destroyed
+def task_value(task: Any, var: ContextVar[Any]) -> Any: ...  # of a variable, in the task's own context; or None
 def task_token(task: Any) -> Any: ...  # the value of SCOPE in the task's own context, or None
 def task_records(factory: TaskFactory | None, since: int, pending: bool) -> list[tuple[Any, TaskRecord]]: ...
 def task_list_mark(factory: TaskFactory) -> bool: ...  # whether every task of this thread has a record now
@@ -201,6 +203,13 @@ def task_list_look(
 ) -> bool: ...  # records for what came past the factory; whether it could tell
 def task_list_why() -> str | None: ...
 def task_list_hooked() -> bool: ...
+
+# --- requests (requests.c) ---
+
+def requests_watch(var: ContextVar[Any], value: Any) -> bool:
+    """Let samples read `number`, a slot of the values of var like this one; False where that cannot be done."""
+
+def request_here() -> int: ...  # the number that a sample of this thread would read; 0: none
 
 # --- sampled allocations ---
 
