@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loopwatch.actions import LeakAction
     from loopwatch.blocking import no_event_loop_blocking
+    from loopwatch.calls.info import BlockingCallInfo
+    from loopwatch.calls.monitor import EventLoopMonitor, event_loop_monitor_ctx
     from loopwatch.errors import (
         AsyncGeneratorLeakError,
         DescriptorLeakError,
@@ -85,6 +87,9 @@ _LATER = {
     "no_timer_leaks": "leaks.resources",
     "LeakAction": "actions",
     "no_event_loop_blocking": "blocking",
+    "BlockingCallInfo": "calls.info",
+    "EventLoopMonitor": "calls.monitor",
+    "event_loop_monitor_ctx": "calls.monitor",
     "AsyncGeneratorLeakError": "errors",
     "DescriptorLeakError": "errors",
     "DestroyedTaskError": "errors",
@@ -114,12 +119,14 @@ __all__ = [
     "AsyncGeneratorLeakError",
     "Baseline",
     "BaselineError",
+    "BlockingCallInfo",
     "CallerContext",
     "Cause",
     "DescriptorLeakError",
     "DestroyedTaskError",
     "EventLoopBlock",
     "EventLoopBlockError",
+    "EventLoopMonitor",
     "ExecutorLeakError",
     "Ignore",
     "LeakAction",
@@ -145,6 +152,7 @@ __all__ = [
     "TimerLeakError",
     "UnawaitedCoroutineError",
     "__version__",
+    "event_loop_monitor_ctx",
     "ignore_current",
     "no_async_generator_leaks",
     "no_descriptor_leaks",

@@ -24,6 +24,10 @@ class RawSegment(TypedDict):
     callback: str | None  # what the loop called: coroutine or function, qualified
     callback_index: int | None  # which of the iteration's callbacks it was, from 0
     callback_total: int | None  # how many callbacks the iteration ran
+    marks: list[tuple[int, int]]  # of each frame: co_flags; 1 another call than in the segment before, 2 called from C
+    advances: int  # samples of it before which the thread may have run since the sample before
+    shifts: int  # samples of it in which the innermost frame was at another instruction than before
+    slack_ns: int  # between its first sample and the one before, or the block's begin
 
 class RawBlock(TypedDict):
     start_ns: int  # CLOCK_MONOTONIC
@@ -268,3 +272,7 @@ def stuck_tasks(loop: object) -> list[tuple[Any, str]]: ...  # those of a loop (
 def stuck(
     tasks: list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any] | dict[Any, Any],
 ) -> dict[Any, str]: ...
+
+# --- blocking calls ---
+
+def call_guarded(callback: Callable[[Any], object], info: Any) -> None: ...  # its exceptions go to sys.unraisablehook

@@ -48,6 +48,9 @@ class AutoWatch:
         self._finder: _TrioFinder | None = None
         self._original: Callable[[Any], None] | None = None
         self._replacement: Callable[[Any], None] | None = None
+        self._uvloop: tuple[Any, Any] | None = None
+        self._trio: tuple[Any, Any, Any, Any, Any] | None = None
+        self._removed = False
 
     def install(self) -> None:
         """Begin to watch the loops that start from now on."""
@@ -56,10 +59,12 @@ class AutoWatch:
         @functools.wraps(original)
         def _set_running_loop(loop: Any) -> None:
             original(loop)
-            self._changed(loop)
+            if not self._removed or loop is None:  # somebody else's replacement may still call this one
+                self._changed(loop)
 
         self._original, self._replacement = original, _set_running_loop
         self._replace(_set_running_loop)
+        self._wrap_uvloop()
         if "trio" in sys.modules:
             self._wrap_trio(sys.modules["trio"])
         else:
@@ -70,8 +75,37 @@ class AutoWatch:
         """Watch no loop that starts from now on.  Running ones are watched until they stop."""
         if self._original is not None and asyncio.events._set_running_loop is self._replacement:
             self._replace(self._original)
+        self._removed = True
         if self._finder is not None and self._finder in sys.meta_path:
             sys.meta_path.remove(self._finder)
+        if self._uvloop is not None and vars(self._uvloop[0]).get("run_forever") is self._uvloop[1]:
+            del self._uvloop[0].run_forever
+        if self._trio is not None:
+            internals, setup, close, setup_runner, close_runner = self._trio
+            if internals.setup_runner is setup_runner:
+                internals.setup_runner = setup
+            if internals.Runner.close is close_runner and not self._open:
+                internals.Runner.close = close
+
+    def _wrap_uvloop(self) -> None:
+        """See uvloop's loops begin, if it was imported before: then it has kept the ``_set_running_loop`` of then."""
+        base = getattr(sys.modules.get("uvloop"), "Loop", None)
+        if base is None or "run_forever" in vars(base):
+            return
+        original = base.run_forever
+
+        @functools.wraps(original)
+        def run_forever(loop: Any) -> None:
+            first = None if self._removed else loop.call_soon(self._changed, loop)
+            try:
+                original(loop)
+            finally:
+                if first is not None:
+                    first.cancel()
+                    self._changed(None)
+
+        base.run_forever = run_forever
+        self._uvloop = base, run_forever
 
     @staticmethod
     def _replace(function: Callable[[Any], None]) -> None:
@@ -92,8 +126,7 @@ class AutoWatch:
     def open(self, ident: int, loop: Any) -> None:
         """Open a scope on the loop that runs in this thread."""
         try:
-            name = repr(loop)
-            scope = open_scope(self._threshold_ns, self._interval_ns, lambda raw: self._on_block(raw, name))
+            scope = self._scope(loop)
             self._open[ident] = (loop, scope)
             with contextlib.suppress(TypeError):  # a loop that takes no weak reference is counted each time it starts
                 if loop in self._seen:
@@ -102,6 +135,10 @@ class AutoWatch:
             self._on_loop(scope.kind, scope.exact)
         except Exception as error:
             self._failed(loop, error)
+
+    def _scope(self, loop: Any) -> LoopScope:
+        name = repr(loop)
+        return open_scope(self._threshold_ns, self._interval_ns, lambda raw: self._on_block(raw, name))
 
     def close(self, ident: int) -> None:
         """Close the scope of this thread and report what it has not reported yet."""
@@ -134,7 +171,8 @@ class AutoWatch:
 
         @functools.wraps(setup)
         def setup_runner(clock: Any, instruments: Any, *args: Any, **kwargs: Any) -> Any:
-            return setup(clock, [*instruments, _TrioRun(self)], *args, **kwargs)
+            mine = () if self._removed else (_TrioRun(self),)
+            return setup(clock, [*instruments, *mine], *args, **kwargs)
 
         @functools.wraps(close)
         def close_runner(runner: Any) -> None:
@@ -145,6 +183,7 @@ class AutoWatch:
             close(runner)
 
         internals.setup_runner, internals.Runner.close = setup_runner, close_runner
+        self._trio = internals, setup, close, setup_runner, close_runner
 
 
 class _TrioRun:
@@ -155,7 +194,9 @@ class _TrioRun:
 
     def before_run(self) -> None:
         ident = threading.get_ident()
-        if ident not in self._watch._open:  # a guest run: the host's loop is watched already
+        if (
+            ident not in self._watch._open and not self._watch._removed
+        ):  # a guest run: the host's loop is watched already
             self._watch.open(ident, sys.modules["trio.lowlevel"].current_trio_token())
 
 
