@@ -13,6 +13,7 @@
 #include "allocs.h"
 #include "awaits.h"
 #include "asyncgens.h"
+#include "calls.h"
 #include "layout.h"
 #include "reach.h"
 #include "openings.h"
@@ -204,6 +205,7 @@ static int (*const concepts[])(PyObject *) = {
     lw_asyncgens_init,
     lw_timers_init,
     lw_requests_init,
+    lw_calls_init,
 };
 /* clang-format on */
 

@@ -25,6 +25,10 @@ class RawSegment(TypedDict):
     callback_index: int | None  # which of the iteration's callbacks it was, from 0
     callback_total: int | None  # how many callbacks the iteration ran
     request: int  # number of the request it, or the GIL's holder, worked for; 0 unknown
+    marks: list[tuple[int, int]]  # of each frame: co_flags; 1 another call than in the segment before, 2 called from C
+    advances: int  # samples of it before which the thread may have run since the sample before
+    shifts: int  # samples of it in which the innermost frame was at another instruction than before
+    slack_ns: int  # between its first sample and the one before, or the block's begin
 
 class RawBlock(TypedDict):
     start_ns: int  # CLOCK_MONOTONIC
@@ -303,3 +307,7 @@ def held_by(
     box: list[Any], own_frames: int, skip: tuple[Any, ...]
 ) -> tuple[str, Any, int | None, Any, list[tuple[RawLink, Any]]] | None:
     """What keeps the one object in a list alive: root kind, detail, thread, object, links; newest frames left out."""
+
+# --- blocking calls ---
+
+def call_guarded(callback: Callable[[Any], object], info: Any) -> None: ...  # its exceptions go to sys.unraisablehook
