@@ -38,9 +38,9 @@ class AutoWatch:
         self._open: dict[int, tuple[Any, LoopScope]] = {}
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def install(self, *, existing: bool = False) -> None:
-        """Begin to watch the loops that start from now on; with ``existing``, those that run now as well."""
-        subscribe(self, existing=existing)
+    def install(self, *, own: bool = False) -> None:
+        """Begin to watch the loops that start from now on; with ``own``, the one that runs in this thread as well."""
+        subscribe(self, existing="own" if own else False)
 
     def remove(self) -> None:
         """Watch no loop that starts from now on.  Running ones are watched until the process ends."""

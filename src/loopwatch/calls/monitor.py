@@ -108,7 +108,7 @@ class _Sampling(AutoWatch):
         self._over = False
 
     def start(self) -> None:
-        self.install(existing=True)
+        self.install(own=True)
 
     def stop(self) -> None:
         """Close the scopes: that of this thread at once, those of other loops on their own threads."""
