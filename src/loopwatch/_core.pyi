@@ -267,6 +267,7 @@ class TaskSampler:
 
 def count_tasks(delta: int) -> None: ...  # 1: count tasks by coroutine from now on, -1: no longer
 def task_sampler(old_ns: int = 0) -> TaskSampler: ...
+def count_unretrieved(task: Any) -> bool: ...  # a task that dies and whose exception nobody asked for
 def task_group_frames(number: int) -> list[RawFrame]: ...  # creation stack of a group
 def handle_run_active() -> bool: ...
 def future_end(future: Any) -> tuple[str, bool]: ...  # unknown pending returned failed cancelled; never retrieved

@@ -192,7 +192,8 @@ def _loops_of_other_threads() -> list[Any]:
     while left:
         kind = left.pop()
         kinds.add(kind)
-        left += [child for child in type.__subclasses__(kind) if child not in kinds]
+        children: list[type] = type.__subclasses__(kind)
+        left += [child for child in children if child not in kinds]
     runner: Any = getattr(sys.modules.get("trio._core._run"), "Runner", None)
     for entry in gc.get_objects():
         with contextlib.suppress(Exception):

@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from loopwatch import _core
 from loopwatch.blocks import thread_name
 from loopwatch.discovery import call_in_loop, subscribe, unsubscribe
+from loopwatch.leaks.task_ends import ExceptionTap
 from loopwatch.loops import LoopScope, open_scope, running_loop
 from loopwatch.monitor.histogram import Histogram
 from loopwatch.monitor.readings import LoopReading
@@ -42,6 +43,7 @@ class WatchedLoop:
         self.scope: LoopScope | None = None
         self.stats: LoopStats | None = None
         self.tasks: TaskFactory | None = None
+        self.tap: ExceptionTap | None = None
         self.thread_id = self.native_id = 0
         self.lag, self.callbacks = Histogram(), Histogram()  # of the runs that ended
         self.since = time.monotonic()
@@ -62,6 +64,14 @@ class WatchedLoop:
         if self.tasks is None and isinstance(self.loop, asyncio.AbstractEventLoop):
             self.tasks = _core.tasks_open(self.loop)
             _core.tasks_adopt(self.tasks, list(asyncio.all_tasks(self.loop)))
+            self.tap = ExceptionTap.of(self.loop)
+            self.tap.sessions.append(self)
+
+    def told(self, context: Mapping[str, Any]) -> None:
+        """The loop's exception handler is called: for a task that dies, whose exception nobody asked for?"""
+        task = context.get("future")
+        if isinstance(task, asyncio.Task) and task.done() and isinstance(context.get("exception"), BaseException):
+            _core.count_unretrieved(task)
 
     def close_run(self) -> "list[RawBlock]":
         """In the loop's thread: it runs no more."""
@@ -79,6 +89,9 @@ class WatchedLoop:
         """Undo everything."""
         blocks = self.close_run()
         tasks, self.tasks = self.tasks, None
+        if self.tap is not None:
+            self.tap.leave(self)
+            self.tap = None
         if tasks is not None:
             _core.tasks_close(tasks)
         self.timers.end()
