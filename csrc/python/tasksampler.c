@@ -123,11 +123,12 @@ look_at(TaskSampler *self, lw_task_record *record)
     t->unretrieved += unretrieved != 0;
     self->looked_at++;
     uint64_t age = self->now_ns > record->born_ns ? self->now_ns - record->born_ns : 0;
+    int old = age >= self->old_ns || (record->flags & LW_TASK_ADOPTED); /* nobody knows how old an adopted one is */
     if (end != LW_FUTURE_PENDING && end != LW_FUTURE_UNKNOWN) {
-        t->old_retained += age >= self->old_ns;
+        t->old_retained += (uint64_t)old;
         return 0;
     }
-    t->old += age >= self->old_ns;
+    t->old += (uint64_t)old;
     t->age_sum_ns += age;
     t->oldest_ns = age > t->oldest_ns ? age : t->oldest_ns;
     lw_task_record **example = &t->examples[t->seen++ % EXAMPLES], *before = *example;

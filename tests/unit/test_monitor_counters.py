@@ -497,13 +497,13 @@ def test_counting_leaks_nothing() -> None:
 
     async def rounds() -> list[int]:
         counts = []
-        for number in range(600):
+        for number in range(1000):
             await one_round()
-            if number % 200 == 199:
+            if number % 250 == 249:
                 gc.collect()
                 counts.append(sys.getallocatedblocks())
         return counts
 
-    asyncio.run(rounds())  # warm up
     counts = asyncio.run(rounds())
-    assert counts[-1] - counts[0] < 100, counts  # of 400 rounds
+    # caches fill for a while; a block lost in each round would show as 500 between the last two
+    assert counts[-1] - counts[-3] < 250, counts

@@ -18,7 +18,7 @@ __all__ = ["Bound", "Growth", "Rule", "Series"]
 _STILL_HIGH = 0.9
 _THIRDS = 3
 _STEADY_LEAST = 3  # times what matters otherwise
-_STEADY_SHARE = 0.5
+_STEADY_SHARE = 0.2
 
 
 @dataclass(frozen=True)
