@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import loopwatch
 from loopwatch import _core, no_event_loop_blocking, no_task_leaks, requests
 from loopwatch.integrations.asgi import LoopwatchMiddleware
 from loopwatch.json_report import _block
@@ -342,3 +343,28 @@ def test_a_request_costs_less_than_ten_microseconds() -> None:
         return min([await cost(wrapped) - await cost(app) for _ in range(5)])
 
     assert asyncio.run(main()) < 10e-6
+
+
+@exact
+def test_alarms_of_the_monitor_name_requests() -> None:
+    alarms: list[Any] = []
+
+    async def main() -> None:
+        app = service()
+        headers = {"X-Request-ID": "r-20"}
+        await asgi_get(app, "/slow/anna", *[f"/forgetful/{i}" for i in range(4)], headers=headers)
+        for _ in range(500):
+            if {alarm.kind for alarm in alarms} >= {"lag", "tasks"}:
+                return
+            await asyncio.sleep(0.02)
+
+    with loopwatch.Monitor(interval=0.2, window=3, max_tasks=3, lag=0.1, on_alarm=alarms.append):
+        asyncio.run(main())
+    kept.clear()
+    lag = next(alarm for alarm in alarms if alarm.kind == "lag")
+    assert lag.request == {"route": "/slow/{name}", "method": "GET", "request_id": "r-20"}
+    assert "  Request: GET /slow/{name} (id r-20)" in str(lag)
+    assert json.loads(lag.as_json())["request"] == lag.request
+    tasks = next(alarm for alarm in alarms if alarm.kind == "tasks")
+    assert {example.request["route"] for example in tasks.examples} == {"/forgetful/{name}"}
+    assert "request GET /forgetful/{name} (id r-20)" in str(tasks)

@@ -4,7 +4,7 @@ Plain data, so that it can go to ``prometheus_client`` or through a file to anot
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from loopwatch.exporters.fold import (
@@ -84,12 +84,12 @@ class Families:
             groups.setdefault(loop_labels(loop), []).append(loop)
         if others:
             groups[OTHER, OTHER] = others
-        labels = ("loop", "thread")
+        names = ("loop", "thread")
 
         def family(
             name: str, kind: Literal["gauge", "histogram"], text: str, value: Callable[[list["LoopReading"]], Any]
         ) -> Family:
-            made = Family(f"loopwatch_loop_{name}", kind, text, labels)
+            made = Family(f"loopwatch_loop_{name}", kind, text, names)
             for key, loops in groups.items():
                 made.add(key, value(loops))
             return made
@@ -145,14 +145,14 @@ class Families:
             "loopwatch_timers", "gauge", "Timers that wait, by the callback they run.", ("callback", "site")
         )
         first, rest = largest(timers, lambda timer: timer.count, self.limit)
-        counts: dict[_Labels, int] = {}
+        counts: dict[tuple[str, str], int] = {}
         for timer in first:
-            key = (label(timer.callback), site(timer.place))
-            counts[key] = counts.get(key, 0) + timer.count
+            pair = (label(timer.callback), site(timer.place))
+            counts[pair] = counts.get(pair, 0) + timer.count
         if rest:
             counts[OTHER, OTHER] = sum(timer.count for timer in rest)
-        for key, count in counts.items():
-            by_callback.add(key, count)
+        for pair, count in counts.items():
+            by_callback.add(pair, count)
         yield by_callback
 
     def _task_gauges(self, reading: "Reading") -> Iterator[Family]:
@@ -259,19 +259,15 @@ def _together(histograms: "Sequence[Histogram]") -> "Histogram":
 
 def _merged(coroutines: "Sequence[CoroutineReading]") -> "list[CoroutineReading]":
     """One reading for each set of labels: two places may have the same once they are short."""
-    from dataclasses import replace
-
     found: dict[tuple[str, str], CoroutineReading] = {}
     for one in coroutines:
         key = task_labels(one)
         other = found.get(key)
         if other is not None:
             summed = {name: getattr(one, name) + getattr(other, name) for name in _SUMMED}
-            one = replace(one, oldest=max(one.oldest, other.oldest), **summed)
+            one = replace(one, oldest=max(one.oldest, other.oldest), busy=one.busy + other.busy, **summed)
         found[key] = one
     return list(found.values())
 
 
-_SUMMED = (
-    *("alive", "born", "returned", "failed", "cancelled", "retained", "destroyed", "never_retrieved", "steps", "busy"),
-)
+_SUMMED = ("alive", "born", "returned", "failed", "cancelled", "retained", "destroyed", "never_retrieved", "steps")

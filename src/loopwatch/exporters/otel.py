@@ -10,6 +10,7 @@ resource attributes.
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from loopwatch import __version__
@@ -92,7 +93,14 @@ _ATTRIBUTES = {
     "kind": "loopwatch.alarm.kind",
     "of": "loopwatch.of",
 }
-_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+_DELAYS = {
+    "min": "The shortest busy span",
+    "max": "The longest busy span",
+    "mean": "The mean busy span",
+    "p50": "What half of all busy spans do not exceed",
+    "p90": "What 90 % of all busy spans do not exceed",
+    "p99": "What 99 % of all busy spans do not exceed",
+}
 
 
 class OpenTelemetryExporter:
@@ -138,33 +146,12 @@ class OpenTelemetryExporter:
 
     def _create(self, meter: Any) -> None:
         for name, kind, unit, text, family in _FROM_FAMILIES:
-            self._observe(meter, kind, name, unit, text, lambda family=family: self._family(f"loopwatch_{family}"))
-        for what, text in (("min", "shortest"), ("max", "longest"), ("mean", "mean")):
-            self._observe(
-                meter,
-                "gauge",
-                f"asyncio.eventloop.delay.{what}",
-                "s",
-                f"The {text} busy span since the collection before.",
-                lambda what=what: [(labels, _of(lag, what)) for labels, lag in self._delays],
-            )
-        for what, q in _QUANTILES.items():
-            self._observe(
-                meter,
-                "gauge",
-                f"asyncio.eventloop.delay.{what}",
-                "s",
-                f"What {q:.0%} of all busy spans since the collection before do not exceed.",
-                lambda q=q: [(labels, lag.quantile(q)) for labels, lag in self._delays],
-            )
-        self._observe(
-            meter,
-            "gauge",
-            "asyncio.eventloop.utilization",
-            "1",
-            "Share of time a loop was busy since the collection before.",
-            lambda: [(labels, share) for labels, share, _, _ in self._shares],
-        )
+            self._observe(meter, kind, name, unit, text, partial(self._family, f"loopwatch_{family}"))
+        for what, text in _DELAYS.items():
+            text = f"{text} since the collection before."
+            self._observe(meter, "gauge", f"asyncio.eventloop.delay.{what}", "s", text, partial(self._delay, what))
+        text = "Share of time a loop was busy since the collection before."
+        self._observe(meter, "gauge", "asyncio.eventloop.utilization", "1", text, self._utilizations)
         self._observe(meter, "counter", "asyncio.eventloop.time", "s", "Time a loop was active or idle.", self._times)
 
     def _observe(
@@ -233,6 +220,14 @@ class OpenTelemetryExporter:
             for key, value in family.values:
                 yield dict(zip(names, key, strict=True)), value
 
+    def _delay(self, what: str) -> Iterator[_Value]:
+        for labels, lag in self._delays:
+            yield labels, _of(lag, what)
+
+    def _utilizations(self) -> Iterator[_Value]:
+        for labels, share, _, _ in self._shares:
+            yield labels, share
+
     def _times(self) -> Iterator[_Value]:
         for labels, _, active, idle in self._shares:
             yield {**labels, "asyncio.eventloop.state": "active"}, active
@@ -244,4 +239,6 @@ def _of(lag: "Histogram", what: str) -> float:
         return lag.mean
     if what == "max":
         return lag.max
-    return lag.buckets[0][0] * 8 / 9 if lag.buckets else 0.0
+    if what == "min":
+        return lag.buckets[0][0] * 8 / 9 if lag.buckets else 0.0
+    return lag.quantile(int(what[1:]) / 100)

@@ -31,13 +31,16 @@ if TYPE_CHECKING:
     from loopwatch.monitor.monitor import Monitor
 
 try:
-    from prometheus_client import core as _client
-    from prometheus_client.utils import floatToGoString
+    import prometheus_client.core
+    import prometheus_client.utils
 except ImportError as error:
     raise ImportError(
         "loopwatch.exporters.prometheus needs prometheus_client, which could not be imported: type "
         f"`pip install 'loopwatch[prometheus]'` (or `pip install prometheus_client`) with the Python in use. ({error})"
     ) from error
+
+_client: Any = prometheus_client.core
+_text_of: Any = prometheus_client.utils.floatToGoString
 
 __all__ = ["LoopwatchCollector", "LoopwatchMultiProcessCollector", "LoopwatchWorker"]
 
@@ -101,7 +104,7 @@ class LoopwatchWorker:
         limit: int = LIMIT,
         bounds: Sequence[float] = BOUNDS,
     ) -> None:
-        if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0 < interval < 1e6:
+        if isinstance(interval, bool) or not 0 < interval < 1e6:
             raise ValueError(f"interval must be a number of seconds above 0, got {interval!r}")
         self._collector = LoopwatchCollector(monitor, limit=limit, bounds=bounds)
         self._bounds = tuple(bounds)
@@ -231,7 +234,7 @@ def _metric(family: Family, bounds: Sequence[float], label: str, value: tuple[st
     labels = [*family.labels, *([label] if label else [])]
     if family.kind == "histogram":
         histogram = _client.HistogramMetricFamily(family.name, family.help, labels=labels)
-        les = [*(floatToGoString(bound) for bound in bounds), "+Inf"]
+        les = [*(_text_of(bound) for bound in bounds), "+Inf"]
         for key, (counts, total) in family.values:
             histogram.add_metric([*key, *value], list(zip(les, counts, strict=True)), total)
         return histogram

@@ -10,6 +10,7 @@ from typing import Any
 
 from loopwatch.findings import place_text
 from loopwatch.monitor.readings import AwaitReading, ExampleTask, Place
+from loopwatch.requests import RequestInfo, request_text
 from loopwatch.stacks import format_stack, qualified_name
 
 __all__ = ["SCHEMA", "Alarm", "AlarmBook"]
@@ -34,6 +35,7 @@ class Alarm:
     stack: how the program came there, outermost first.
     waits: where the tasks wait, with how many each.  examples: up to three of the oldest tasks.
     detail: more lines of text, such as the types of objects that grew.
+    request: route, method and request_id of the web request that blocked, where an integration is used.
     fingerprint: the same for the same fault; an alarm is repeated at most once an hour for each.
     """
 
@@ -53,6 +55,7 @@ class Alarm:
     waits: tuple[AwaitReading, ...] = ()
     examples: tuple[ExampleTask, ...] = ()
     detail: tuple[str, ...] = ()
+    request: RequestInfo | None = field(default=None, hash=False)
 
     def headline(self) -> str:
         """One line: what, by how much, where."""
@@ -66,6 +69,8 @@ class Alarm:
         lines += [f"  {one.count} wait at {place_text(one.place)} for {one.waits_for}" for one in self.waits[:3]]
         lines += [f"  {example}" for example in self.examples]
         lines += [f"  {line}" for line in self.detail]
+        if self.request:
+            lines.append(f"  Request: {request_text(self.request)}")
         if self.stack:
             lines += ["  Stack:", *(f"  {line}" for line in format_stack(self.stack).splitlines())]
         return "\n".join(lines)
@@ -89,7 +94,10 @@ class Alarm:
             "waits": [
                 {"place": place_dict(one.place), "waits_for": one.waits_for, "count": one.count} for one in self.waits
             ],
-            "examples": [{"name": one.name, "age": one.age, "wait": one.wait} for one in self.examples],
+            "examples": [
+                {"name": one.name, "age": one.age, "wait": one.wait, "request": one.request} for one in self.examples
+            ],
+            "request": self.request,
             "detail": list(self.detail),
             "stack": [
                 {"file": frame.filename, "line": frame.lineno or 0, "name": qualified_name(frame)}

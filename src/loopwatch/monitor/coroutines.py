@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loopwatch import _core
+from loopwatch import _core, requests
 from loopwatch.leaks.waits import wait_of
 from loopwatch.monitor.readings import AwaitReading, CoroutineReading, ExampleTask, Place
 from loopwatch.printable import printable
@@ -35,7 +35,7 @@ class Sample:
             task = record()
             if task is not None and not task.done():
                 age = max(0.0, time.monotonic() - record.born_ns / 1e9)
-                found.append(ExampleTask(_name(task), age, _wait(task)))
+                found.append(ExampleTask(_name(task), age, _wait(task), requests.of_task(task)))
         found.sort(key=lambda example: -example.age)
         return tuple(found[:3])
 

@@ -50,6 +50,7 @@ class LagJudge:
                     fingerprint=fingerprint,
                     place=block.culprit,
                     stack=tuple(block.holder_stack or block.blocking_stack or ()),
+                    request=block.request,
                 )
             )
         return alarms

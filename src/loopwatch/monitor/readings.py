@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from loopwatch.findings import place_text
 from loopwatch.monitor.histogram import Histogram
+from loopwatch.requests import RequestInfo, request_text
 
 if TYPE_CHECKING:
     from loopwatch.memory.allocations import Allocations
@@ -88,14 +89,19 @@ class AwaitReading:
 
 @dataclass(frozen=True)
 class ExampleTask:
-    """One of the oldest tasks: its name, age in seconds, and what it waits for, as a clause that follows the name."""
+    """One of the oldest tasks: its name, age in seconds, and what it waits for, as a clause that follows the name.
+
+    ``request`` is the web request in whose context it runs, where an integration is used.
+    """
 
     name: str
     age: float
     wait: str
+    request: RequestInfo | None = field(default=None, hash=False)
 
     def __str__(self) -> str:
-        return f"task {self.name!r}, {self.age:.1f} s old, {self.wait}"
+        request = f", request {request_text(self.request)}" if self.request else ""
+        return f"task {self.name!r}, {self.age:.1f} s old, {self.wait}{request}"
 
 
 @dataclass(frozen=True)
