@@ -44,6 +44,9 @@ lw_object_bytes(PyObject *op)
     if (PyList_Check(op)) {
         return bytes + (size_t)((PyListObject *)op)->allocated * sizeof(PyObject *);
     }
+    if (PyCoro_CheckExact(op) || PyGen_CheckExact(op) || PyAsyncGen_CheckExact(op)) {
+        return bytes; /* its items are the frame's, and it has no ob_size to count them by */
+    }
     if (type->tp_itemsize > 0 && !PyLong_Check(op)) {
         Py_ssize_t items = Py_SIZE(op);
         bytes += (size_t)(items < 0 ? -items : items) * (size_t)type->tp_itemsize;

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from loopwatch.findings import place_text
 from loopwatch.leaks.kinds import Leak
+from loopwatch.requests import RequestInfo, request_text
 from loopwatch.stacks import format_stack, is_library, making_module, qualified_name, user_frame
 
 __all__ = ["LeakedTask", "TaskState"]
@@ -39,6 +40,7 @@ class LeakedTask(Leak):
     age: seconds since it was created; None where unknown.  parent: the name of the task that created it.
     cancelling: how many cancellations it has been asked for and not acknowledged.
     show_creation: whether texts show the creation stack.
+    request: route, method and request_id of the web request in whose context it runs; None where there is none.
     """
 
     kind: ClassVar[str] = "task"
@@ -60,6 +62,7 @@ class LeakedTask(Leak):
     module: str | None = None
     wait_kind: str | None = field(default=None, compare=False)
     proof: str | None = field(default=None, compare=False)
+    request: RequestInfo | None = field(default=None, hash=False)
 
     def format_current_stack(self) -> str:
         """The current stack as a traceback shows it; where there is none, say so."""
@@ -94,6 +97,8 @@ class LeakedTask(Leak):
             parts.append(f"suspended at {place_text(self.place())}")
         if self.wait:
             parts.append(self.wait)
+        if self.request:
+            parts.append(f"request {request_text(self.request)}")
         return ", ".join([" ".join(parts[:2]), *parts[2:]])
 
     def labels(self) -> Mapping[str, list[str]]:
@@ -111,10 +116,11 @@ class LeakedTask(Leak):
         if self.qualname:
             lines.append(f"  Coroutine: {self.qualname}")
         if self.wait:
-            what = self.wait.removeprefix("waits for ")
-            lines.append(f"  Now: it {what}" if what == self.wait else f"  Waits For: {what}")
+            lines.append(f"  Doing: {self.wait}")
         if self.proof:
             lines.append(f"  Proof: {self.proof}")
+        if self.request:
+            lines.append(f"  Request: {request_text(self.request)}")
         if self.cancelling:
             times = "" if self.cancelling == 1 else f" {self.cancelling} times"
             lines.append(f"  Cancelled: asked{times}, has not ended")

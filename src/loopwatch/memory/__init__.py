@@ -2,6 +2,7 @@
 
 from loopwatch.memory.allocations import Allocations, AllocationSite, AllocationTrace
 from loopwatch.memory.detector import MemoryLeakDetector
+from loopwatch.memory.held import Chain, Link, held_by
 from loopwatch.memory.process import ProcessMemory, process_memory
 from loopwatch.memory.snapshots import Growth, MemorySnapshot, TypeGrowth, growth, take_snapshot
 
@@ -9,12 +10,15 @@ __all__ = [
     "AllocationSite",
     "AllocationTrace",
     "Allocations",
+    "Chain",
     "Growth",
+    "Link",
     "MemoryLeakDetector",
     "MemorySnapshot",
     "ProcessMemory",
     "TypeGrowth",
     "growth",
+    "held_by",
     "process_memory",
     "take_snapshot",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from loopwatch import _core
 from loopwatch.memory.allocations import Allocations
+from loopwatch.memory.held import type_name
 from loopwatch.memory.process import MEGABYTE, ProcessMemory, process_memory
 
 __all__ = ["Growth", "MemorySnapshot", "TypeGrowth", "growth", "take_snapshot", "type_name"]
@@ -167,13 +168,6 @@ def growth(limit: int = 10) -> list[tuple[str, int, int]]:
             _last[name] = count
     found.sort(key=lambda entry: (-entry[2], entry[0]))
     return found[:limit]
-
-
-def type_name(kind: type) -> str:
-    """``module.qualified`` name of a type; the builtins' without their module."""
-    module = getattr(kind, "__module__", None)
-    name = str(getattr(kind, "__qualname__", kind))
-    return name if module in ("builtins", None) else f"{module}.{name}"
 
 
 def _tasks_by_coroutine(types: Iterable[type]) -> Mapping[str, int]:
