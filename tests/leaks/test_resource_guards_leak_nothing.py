@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 from loopwatch import _core
 from loopwatch.leaks import resources
 
@@ -75,13 +77,14 @@ def kept_by(program: Callable[[], Awaitable[None]]) -> list[tuple[int, int, int]
             if number > 0:
                 steps.append((now[0] - before[0], now[1] - before[1], now[2] - before[2]))
             before = now
-            if sum(blocks < REPEATS // 2 and files <= 0 and stacks <= 0 for blocks, files, stacks in steps) == 2:
+            if sum(blocks < REPEATS * 3 // 4 and files <= 0 and stacks <= 0 for blocks, files, stacks in steps) == 2:
                 break
         return steps
 
     return asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_what_is_found_is_not_kept() -> None:
     steps = kept_by(everything_is_left)
     assert len(steps) < ROUNDS - 1, f"every round of {REPEATS} kept something: {steps}"
