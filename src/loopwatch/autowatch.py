@@ -43,7 +43,7 @@ class AutoWatch:
         self._on_block = on_block
         self._on_loop = on_loop
         self._on_failure = on_failure
-        self._open: dict[int, tuple[Any, LoopScope]] = {}
+        self._open: dict[int, tuple[Any, Any]] = {}
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._finder: _TrioFinder | None = None
         self._original: Callable[[Any], None] | None = None
