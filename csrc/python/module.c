@@ -22,6 +22,7 @@
 #include "futurestate.h"
 #include "loopstats.h"
 #include "heldby.h"
+#include "retained.h"
 #include "objects.h"
 #include "taskstats.h"
 #include "tasklist.h"
@@ -182,6 +183,7 @@ static int (*const concepts[])(PyObject *) = {
     lw_creation_init,
     lw_objects_init,
     lw_heldby_init,
+    lw_retained_init,
     lw_awaits_init,
     lw_reach_init,
     lw_tasks_init,

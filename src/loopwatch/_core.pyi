@@ -282,3 +282,8 @@ def held_by(
     box: list[Any], own_frames: int, skip: tuple[Any, ...]
 ) -> tuple[str, Any, int | None, Any, list[tuple[RawLink, Any]]] | None:
     """What keeps the one object in a list alive: root kind, detail, thread, object, links; newest frames left out."""
+
+def retained(starts: list[Any], limit: int) -> tuple[dict[type, tuple[int, int]], bool, bool]:
+    """What would be freed if these objects went: count and bytes by type; whether cut; whether a frame of it runs."""
+
+def objects_of(types: tuple[type, ...]) -> list[Any]: ...  # of just these types, not of their subclasses
