@@ -318,3 +318,7 @@ def calls_enter() -> None: ...  # measure the calls of this thread; RuntimeError
 def calls_leave() -> None: ...
 def calls_hooks(disable: object) -> tuple[Any, Any, Any, Any]: ...  # 3.12 +: for begin, end, C begin, C end
 def call_guarded(callback: Callable[[Any], object], info: Any) -> None: ...  # its exceptions go to sys.unraisablehook
+def retained(starts: list[Any], limit: int) -> tuple[dict[type, tuple[int, int]], bool, bool]:
+    """What would be freed if these objects went: count and bytes by type; whether cut; whether a frame of it runs."""
+
+def objects_of(types: tuple[type, ...]) -> list[Any]: ...  # of just these types, not of their subclasses
