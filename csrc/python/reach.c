@@ -1,6 +1,7 @@
 /* reach.c: see reach.h. */
 #include "reach.h"
 
+#include "../core/clock.h"
 #include "awaits.h"
 #include "graph.h"
 #include "layout.h"
@@ -44,8 +45,20 @@ typedef struct {
     PyObject *str_asyncgens, *str_data; /* owned */
     uint32_t current;
     int bits;   /* what the visitor gives */
-    int failed; /* memory */
+    enum { FINE, NO_MEMORY, NO_TIME } failed;
+    uint64_t deadline; /* of this thread's CPU time; 0: none */
+    size_t edges;
 } graph;
+
+/* Whether there is no time left; asked for every edge, it looks at the clock rarely. */
+static inline int
+is_late(graph *g)
+{
+    if ((++g->edges & 0x3fff) == 0 && g->deadline != 0 && lw_clock_ns(CLOCK_THREAD_CPUTIME_ID) > g->deadline) {
+        g->failed = NO_TIME;
+    }
+    return g->failed == NO_TIME;
+}
 
 static inline uint32_t
 find(const graph *g, const PyObject *object)
@@ -96,7 +109,7 @@ reach(graph *g, uint32_t at, int bits)
         size_t room = g->room * 2;
         uint32_t *stack = PyMem_RawRealloc(g->stack, room * sizeof(*stack));
         if (stack == NULL) {
-            g->failed = 1;
+            g->failed = NO_MEMORY;
             return;
         }
         g->stack = stack;
@@ -110,6 +123,9 @@ mark_edge(PyObject *object, void *arg)
 {
     graph *g = arg;
     uint32_t at = object ? find(g, object) : NONE;
+    if (is_late(g)) {
+        return 1;
+    }
     if (at != NONE) {
         reach(g, at, g->bits & UNDER_WAY && g->all.nodes[at].flags & COMMON ? REACHED : g->bits);
     }
@@ -233,7 +249,7 @@ keep_edge(PyObject *object, void *arg)
     if (at != NONE && !(g->all.nodes[at].flags & REACHED)) {
         reach(g, at, KEPT);
     }
-    return 0;
+    return is_late(g);
 }
 
 static int
@@ -401,7 +417,7 @@ free_graph(graph *g)
     lw_graph_free(&g->all);
 }
 
-/* All nodes, what holds each from outside, and the flags.  0, or -1 with an exception. */
+/* All nodes, what holds each from outside, and the flags.  0, also when it is late, or -1 with an exception. */
 static int
 take_snapshot(graph *g)
 {
@@ -415,12 +431,19 @@ take_snapshot(graph *g)
         PyErr_NoMemory();
         return -1;
     }
+    g->edges |= 0x3fff; /* look at the clock now: counting takes as long as numbering did */
+    if (is_late(g)) {
+        return 0;
+    }
     lw_graph_count(&g->all);
     for (uint32_t i = 0; i < g->all.n; i++) {
         PyObject *object = g->all.nodes[i].object;
         g->all.nodes[i].flags |= flags_of_type(g, Py_TYPE(object));
         ntasks += (g->all.nodes[i].flags & TASK) != 0;
         nweakrefs += PyWeakref_Check(object) && ((PyWeakReference *)object)->wr_callback != NULL;
+    }
+    if (g->failed) {
+        return 0;
     }
     g->tasks = PyMem_RawCalloc(ntasks + 1, sizeof(*g->tasks));
     g->weakrefs = PyMem_RawCalloc(nweakrefs + 1, sizeof(*g->weakrefs));
@@ -546,9 +569,10 @@ reason(const graph *g, const waiting *w)
                                 Py_TYPE(w->future_object) == g->future_type ? "future" : "object", held);
 }
 
-/* [(task, reason)] of the stuck ones, of those in ASKED or of LOOP; NULL means all. */
+/* [(task, reason)] of the stuck ones, of those in ASKED or of LOOP; NULL means all.  None when that takes more CPU time
+ * than NANOSECONDS; 0: no limit. */
 static PyObject *
-judge(PyObject *asked, PyObject *loop)
+judge(PyObject *asked, PyObject *loop, long long nanoseconds)
 {
     graph g = {0};
     PyObject *kept = NULL, *registries = NULL, *result = NULL;
@@ -566,6 +590,7 @@ judge(PyObject *asked, PyObject *loop)
     }
     g.str_asyncgens = PyUnicode_InternFromString("_asyncgens");
     g.str_data = PyUnicode_InternFromString("data");
+    g.deadline = nanoseconds > 0 ? lw_clock_ns(CLOCK_THREAD_CPUTIME_ID) + (uint64_t)nanoseconds : 0;
     was_enabled = PyGC_Disable();
     if (take_snapshot(&g) < 0) {
         goto end;
@@ -576,19 +601,18 @@ judge(PyObject *asked, PyObject *loop)
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(registries); i++) {
         set_flag(&g, PyList_GET_ITEM(registries, i), BARRIER);
     }
-    if (mark_roots(&g) < 0) {
-        PyErr_NoMemory();
+    if (!g.failed && mark_roots(&g) < 0) {
+        g.failed = NO_MEMORY;
         goto end;
     }
     do {
         settle(&g);
     } while (!g.failed && finalizable_garbage(&g));
-    if (g.failed) {
-        PyErr_NoMemory();
+    if (g.failed == NO_MEMORY) {
         goto end;
     }
     result = PyList_New(0);
-    for (uint32_t i = 0; result != NULL && i < g.ntasks; i++) {
+    for (uint32_t i = g.failed ? g.ntasks : 0; result != NULL && i < g.ntasks; i++) {
         PyObject *task = g.all.nodes[g.tasks[i].task].object, *entry, *of = NULL;
         if (g.all.nodes[g.tasks[i].task].flags & LIVE_TASK) {
             continue;
@@ -607,6 +631,9 @@ judge(PyObject *asked, PyObject *loop)
         Py_XDECREF(entry);
     }
 end:
+    if (g.failed == NO_MEMORY) {
+        PyErr_NoMemory();
+    }
     free_graph(&g);
     if (was_enabled) {
         PyGC_Enable();
@@ -619,18 +646,22 @@ end:
 static PyObject *
 stuck_tasks(PyObject *Py_UNUSED(module), PyObject *loop)
 {
-    return judge(NULL, loop == Py_None ? NULL : loop);
+    return judge(NULL, loop == Py_None ? NULL : loop, 0);
 }
 
 static PyObject *
-stuck(PyObject *Py_UNUSED(module), PyObject *asked)
+stuck(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *found = NULL, *result = NULL;
+    PyObject *asked, *found = NULL, *result = NULL;
+    long long nanoseconds = 0;
+    if (!PyArg_ParseTuple(args, "O|L:stuck", &asked, &nanoseconds)) {
+        return NULL;
+    }
     if (!PyList_Check(asked) && !PyTuple_Check(asked) && !PyAnySet_Check(asked) && !PyDict_Check(asked)) {
         return PyErr_Format(PyExc_TypeError, "expected a list, tuple, set or dict of tasks, got %.200s",
                             Py_TYPE(asked)->tp_name);
     }
-    found = judge(asked, NULL);
+    found = judge(asked, NULL, nanoseconds);
     result = found ? PyDict_New() : NULL;
     for (Py_ssize_t i = 0; result != NULL && i < PyList_GET_SIZE(found); i++) {
         PyObject *pair = PyList_GET_ITEM(found, i);
@@ -646,7 +677,7 @@ stuck(PyObject *Py_UNUSED(module), PyObject *asked)
 
 static PyMethodDef functions[] = {
     {"stuck_tasks", stuck_tasks, METH_O, "stuck_tasks(loop or None) -> [(task, reason)]"},
-    {"stuck", stuck, METH_O, "stuck(list, tuple, set or dict of tasks) -> {task: reason}"},
+    {"stuck", stuck, METH_VARARGS, "stuck(list, tuple, set or dict of tasks, nanoseconds) -> {task: reason}"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -298,6 +298,8 @@ def set_library_folders(folders: tuple[str, ...]) -> None: ...  # for await_site
 def stuck_tasks(loop: object) -> list[tuple[Any, str]]: ...  # those of a loop (None: all), with the reason
 def stuck(
     tasks: list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any] | dict[Any, Any],
+    nanoseconds: int = 0,  # of CPU time; beyond, the answer is empty; 0: no limit
+    /,
 ) -> dict[Any, str]: ...
 
 # --- memory ---

@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,6 +49,17 @@ class LeakedExecutor(Resource):
         yield "Workers", self._workers_text()
         yield "Held by", self.holder or self.unsearched
         yield "End it with", "shutdown(), or `with` around its use"
+
+    def covers(self) -> Collection[object]:
+        executor = self.executor_ref
+        if executor is None:
+            return ()
+        helpers = (
+            getattr(executor, "_executor_manager_thread", None),
+            getattr(getattr(executor, "_call_queue", None), "_thread", None),
+        )
+        parts = (getattr(executor, "_threads", None) or (), getattr(executor, "_processes", None) or (), helpers)
+        return {part for several in parts for part in list(several) if part is not None}
 
 
 class ExecutorKind(Kind):

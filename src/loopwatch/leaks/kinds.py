@@ -7,7 +7,7 @@ filters, suppressions, actions, errors.
 
 import abc
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from traceback import FrameSummary
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -53,6 +53,14 @@ class Leak(abc.ABC):
             "creator": [qualified_name(frame) for frame in creation],
             "module": [] if module is None else [module],
         }
+
+    def about(self) -> Sequence[object]:
+        """The threads and process ids that it is about."""
+        return ()
+
+    def covers(self) -> Collection[object]:
+        """Threads and process ids that it tells of too: findings that are about nothing else are left out."""
+        return ()
 
     @abc.abstractmethod
     def __str__(self) -> str: ...

@@ -21,7 +21,8 @@ _BUDGET = 0.1
 _NO_LIMIT = 1 << 60
 _LEVELS = 3  # who holds it, who holds that, and whose attributes those are
 _CONTAINERS = (dict, list, tuple, set, frozenset)
-_FILES = (io.TextIOWrapper, io.BufferedRandom, io.BufferedReader, io.BufferedWriter, io.FileIO)  # the outermost first
+# the outermost first
+_FILES: tuple[type, ...] = (io.TextIOWrapper, io.BufferedRandom, io.BufferedReader, io.BufferedWriter, io.FileIO)
 
 
 class Search:
@@ -187,8 +188,7 @@ def process_types() -> set[type]:
 
 def _types_in(name: str) -> list[type]:
     module = sys.modules.get(name)
-    values: list[Any] = [] if module is None else list(vars(module).values())
-    return [kind for kind in values if isinstance(kind, type)]
+    return [] if module is None else [kind for kind in list(vars(module).values()) if isinstance(kind, type)]
 
 
 def number_of(candidate: Any) -> int | None:

@@ -71,6 +71,9 @@ class LeakedProcess(Resource):
         yield "Held by", self.holder
         yield "End it with", "wait(), after terminate() if it does not end by itself"
 
+    def about(self) -> Sequence[object]:
+        return (self.pid,)
+
     def labels(self) -> Mapping[str, Sequence[str]]:
         return merged(super().labels(), qualname=[self.argv[0]] if self.argv else [])
 

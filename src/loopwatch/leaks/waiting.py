@@ -8,7 +8,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,6 +156,10 @@ def _collect(watched_rules: Sequence[Watched]) -> list[Findings]:
     """What the last look showed, and what was seen apart from it."""
     found = []
     search = Search()
+    covered = {part for watched in watched_rules for leak in watched.found for part in _parts(leak)}
+    if covered:
+        for watched in watched_rules:
+            watched.found = [leak for leak in watched.found if not _is_part(leak, covered)]
     for watched in watched_rules:
         if watched.rule.baseline is not None:
             watched.rule.baseline.note(watched.chosen)
@@ -164,6 +168,16 @@ def _collect(watched_rules: Sequence[Watched]) -> list[Findings]:
             leaks = watched.session.complete(watched.found, search) if watched.found else []
             found.append(Findings(watched.rule, leaks, apart, watched.reason))
     return found
+
+
+def _parts(finding: Any) -> Collection[object]:
+    return finding.covers() if isinstance(finding, Leak) else ()
+
+
+def _is_part(finding: Any, covered: set[object]) -> bool:
+    """Whether another finding tells of all that this one is about: an executor's of its threads and processes."""
+    about = finding.about() if isinstance(finding, Leak) else ()
+    return bool(about) and covered.issuperset(about)
 
 
 def _cancel(watched_rules: Sequence[Watched]) -> list[Watched]:

@@ -127,9 +127,11 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]], deadline: float) -
 def hanging(task: asyncio.Task[Any], seconds: float) -> str:
     """Say that a task did not end after it was cancelled, what it waits for and where."""
     from loopwatch.leaks.waits import wait_of
+    from loopwatch.stacks import user_frame
 
     wait = wait_of(task)
-    place = f", at {wait.frames[-1].filename}:{wait.frames[-1].lineno} in {wait.frames[-1].name}" if wait.frames else ""
+    frame = user_frame(wait.frames)
+    place = "" if frame is None else f", at {frame.filename}:{frame.lineno} in {frame.name}"
     return f"Task {task.get_name()!r} did not end within {seconds:g} s of its cancellation: it {wait.text}{place}"
 
 
