@@ -195,12 +195,14 @@ def _loops_of_other_threads() -> list[Any]:
         children: list[type] = type.__subclasses__(kind)
         left += [child for child in children if child not in kinds]
     runner: Any = getattr(sys.modules.get("trio._core._run"), "Runner", None)
-    for entry in gc.get_objects():
+    if runner is not None:
+        kinds.add(runner)
+    for entry in [entry for entry in gc.get_objects() if type(entry) in kinds]:
         with contextlib.suppress(Exception):
-            if type(entry) in kinds and entry.is_running():
-                found[id(entry)] = entry
-            elif runner is not None and type(entry) is runner and entry.trio_token is not None:
+            if type(entry) is runner and entry.trio_token is not None:
                 found[id(entry.trio_token)] = entry.trio_token
+            elif entry.is_running():
+                found[id(entry)] = entry
     return list(found.values())
 
 

@@ -3,14 +3,14 @@
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from traceback import FrameSummary
 from typing import Any
 
 from loopwatch.findings import place_text
 from loopwatch.monitor.readings import AwaitReading, ExampleTask, Place
-from loopwatch.stacks import format_stack, qualified_name
+from loopwatch.stacks import format_stack, is_library, is_runner, qualified_name
 
 __all__ = ["SCHEMA", "Alarm", "AlarmBook"]
 
@@ -66,8 +66,9 @@ class Alarm:
         lines += [f"  {one.count} wait at {place_text(one.place)} for {one.waits_for}" for one in self.waits[:3]]
         lines += [f"  {example}" for example in self.examples]
         lines += [f"  {line}" for line in self.detail]
-        if self.stack:
-            lines += ["  Stack:", *(f"  {line}" for line in format_stack(self.stack).splitlines())]
+        shown = telling(self.stack)
+        if shown:
+            lines += ["  Stack:", *(f"  {line}" for line in format_stack(shown).splitlines())]
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,6 +111,13 @@ _MADE = {
     "lag": "at",
     "hang": "at",
 }
+
+
+def telling(stack: Sequence[FrameSummary]) -> Sequence[FrameSummary]:
+    """The part of a stack that tells something: what a loop called, down to the first line of a library's."""
+    last = max((number for number, frame in enumerate(stack) if not is_library(frame.filename)), default=len(stack))
+    first = max((number + 1 for number in range(min(last, len(stack))) if is_runner(stack[number].filename)), default=0)
+    return stack[first : last + 2] or stack
 
 
 def place_dict(place: Place | None) -> Mapping[str, Any] | None:
