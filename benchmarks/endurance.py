@@ -92,10 +92,13 @@ class Service:
 async def load(port: int) -> None:
     """One client: requests one after the other, now many, now few."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    while True:
-        writer.write(b"hello\n")
-        await reader.readline()
-        await asyncio.sleep(random.choice((0, 0, 0.01, 0.03, 0.1)))
+    try:
+        while True:
+            writer.write(b"hello\n")
+            await reader.readline()
+            await asyncio.sleep(random.choice((0, 0, 0.01, 0.03, 0.1)))
+    finally:
+        writer.close()
 
 
 class Run:
@@ -133,6 +136,7 @@ class Run:
         for client in clients:
             client.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
+        await asyncio.sleep(0.3)
         server.close()
         taken = later.monotonic - earlier.monotonic
         self.say(
@@ -180,6 +184,7 @@ class Run:
         for client in clients:
             client.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
+        await asyncio.sleep(0.3)
         server.close()
         self.say(f"without faults: {service.requests} requests, {samples} samples, {len(self.alarms)} alarms")
         self.quiet("without faults")
