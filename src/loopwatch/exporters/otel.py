@@ -173,7 +173,7 @@ class OpenTelemetryExporter:
         if time.monotonic() - self._taken < _FRESH:
             return True
         try:
-            reading = self._monitor.read()
+            reading = self._monitor.read(examples=0)
         except RuntimeError:  # stopped meanwhile
             return False
         self._now = {family.name: family for family in self._families.of(reading)}
