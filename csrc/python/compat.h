@@ -431,4 +431,11 @@ lw_has_managed_dict(PyTypeObject *type)
 #endif
 }
 
+/* Whether a dict's keys are its own, not shared with the other instances of a class. */
+static inline int
+lw_dict_owns_keys(PyObject *dict)
+{
+    return ((PyDictObject *)dict)->ma_values == NULL;
+}
+
 #endif

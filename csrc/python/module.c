@@ -25,6 +25,7 @@
 #include "loopstats.h"
 #include "heldby.h"
 #include "holders.h"
+#include "retained.h"
 #include "objects.h"
 #include "taskstats.h"
 #include "tasklist.h"
@@ -186,6 +187,7 @@ static int (*const concepts[])(PyObject *) = {
     lw_creation_init,
     lw_objects_init,
     lw_heldby_init,
+    lw_retained_init,
     lw_awaits_init,
     lw_reach_init,
     lw_holders_init,

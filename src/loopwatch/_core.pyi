@@ -313,4 +313,14 @@ def held_by(
 
 # --- blocking calls ---
 
+def calls_report(function: Callable[[Any, int, int, int], bool] | None, threshold_ns: int = 0) -> None:
+    """Tell of each call that took so long: function(callable or code, is C, ns, of which told before) -> told."""
+
+def calls_enter() -> None: ...  # measure the calls of this thread; RuntimeError where another profiler is (3.11)
+def calls_leave() -> None: ...
+def calls_hooks(disable: object) -> tuple[Any, Any, Any, Any]: ...  # 3.12 +: for begin, end, C begin, C end
 def call_guarded(callback: Callable[[Any], object], info: Any) -> None: ...  # its exceptions go to sys.unraisablehook
+def retained(starts: list[Any], limit: int) -> tuple[dict[type, tuple[int, int]], bool, bool]:
+    """What would be freed if these objects went: count and bytes by type; whether cut; whether a frame of it runs."""
+
+def objects_of(types: tuple[type, ...]) -> list[Any]: ...  # of just these types, not of their subclasses

@@ -35,7 +35,7 @@ class AutoWatch:
         self._on_block = on_block
         self._on_loop = on_loop
         self._on_failure = on_failure
-        self._open: dict[int, tuple[Any, LoopScope]] = {}
+        self._open: dict[int, tuple[Any, Any]] = {}
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def install(self, *, own: bool = False) -> None:

@@ -154,7 +154,7 @@ def subscribe(listener: LoopListener, *, existing: bool | Literal["own"] = False
         listener.loop_started(own)
     for loop in () if existing == "own" else _loops_of_other_threads():
         if loop is not own:
-            call_in_loop(loop, functools.partial(_tell_existing, listener, loop))
+            call_in_loop(loop, functools.partial(_tell_existing, listener))
 
 
 def unsubscribe(listener: LoopListener) -> None:
@@ -178,14 +178,15 @@ def call_in_loop(loop: Any, function: Callable[[], object]) -> bool:
     return True
 
 
-def _tell_existing(listener: LoopListener, loop: Any) -> None:
-    if listener in _hooks.listeners and running_loop() is loop:
+def _tell_existing(listener: LoopListener) -> None:
+    loop = running_loop()
+    if listener in _hooks.listeners and loop is not None:
         _hooks.running.setdefault(threading.get_ident(), loop)
         listener.loop_started(loop)
 
 
 def _loops_of_other_threads() -> list[Any]:
-    """Running loops.  A search of all objects, where there are other threads at all."""
+    """Running loops, or what takes calls for a trio run.  A search of all objects, where there are other threads."""
     if threading.active_count() < 2:
         return []
     found = {id(loop): loop for ident, loop in list(_hooks.running.items()) if ident != threading.get_ident()}
@@ -197,13 +198,14 @@ def _loops_of_other_threads() -> list[Any]:
         children: list[type] = type.__subclasses__(kind)
         left += [child for child in children if child not in kinds]
     runner: Any = getattr(sys.modules.get("trio._core._run"), "Runner", None)
-    kinds_or_runner = kinds if runner is None else {*kinds, runner}
-    for entry in [entry for entry in gc.get_objects() if type(entry) in kinds_or_runner]:
+    if runner is not None:
+        kinds.add(runner)
+    for entry in [entry for entry in gc.get_objects() if type(entry) in kinds]:
         with contextlib.suppress(Exception):
-            if type(entry) in kinds and entry.is_running():
+            if type(entry) is runner:  # its token may not have been asked for yet
+                found[id(entry)] = entry.entry_queue
+            elif entry.is_running():
                 found[id(entry)] = entry
-            elif runner is not None and type(entry) is runner and entry.trio_token is not None:
-                found[id(entry.trio_token)] = entry.trio_token
     return list(found.values())
 
 

@@ -115,7 +115,7 @@ def test_quantiles_and_differences_of_histograms() -> None:
 GOOD = {
     "interval": 1.0, "window": 10, "sigma": 2.0, "consecutive": 3, "max_tasks": 100, "memory_growth": 0.5, "lag": 0.2,
     "hang": 10.0, "repeat": 60.0, "objects": 0, "on_alarm": None, "logger": None, "json": None, "ignore": (),
-    "memory": False,
+    "memory": False, "on_sample": None,
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from loopwatch import _core
 from loopwatch.autowatch import AutoWatch
 from loopwatch.blocking import nanoseconds
+from loopwatch.calls.exact import Listener, engine
 from loopwatch.calls.info import BlockingCallInfo
 from loopwatch.calls.paths import PathFilter
 from loopwatch.calls.sampled import calls_of
@@ -63,7 +64,7 @@ class EventLoopMonitor:
         self._paths = PathFilter(include_paths, exclude_paths)
         self._callback: Callback = on_blocking_call or _log
         self._engine: EngineName = engine
-        self._active: _Sampling | None = None
+        self._active: _Sampling | _Measuring | None = None
         self._lock = threading.Lock()
 
     @property
@@ -82,9 +83,10 @@ class EventLoopMonitor:
         """
         with self._lock:
             if self._active is None:
-                engine = _Sampling(self._threshold_ns, self._paths, self._callback)
-                engine.start()
-                self._active = engine
+                kind = _Sampling if self._engine == "sample" else _Measuring
+                watch = kind(self._threshold_ns, self._paths, self._callback)
+                watch.start()
+                self._active = watch
 
     def deactivate(self) -> None:
         """Watch no longer, and put everything back; nothing happens where it does not watch.
@@ -92,13 +94,13 @@ class EventLoopMonitor:
         A call that still runs is told up to now with the engine "sample", not at all with "exact".
         """
         with self._lock:
-            engine, self._active = self._active, None
-        if engine is not None:
-            engine.stop()
+            watch, self._active = self._active, None
+        if watch is not None:
+            watch.stop()
 
 
-class _Sampling(AutoWatch):
-    """The engine "sample": a scope on every loop, and the calls of each of its blocks."""
+class _EachLoop(AutoWatch):
+    """Finds the loops, those that run here and those that start later."""
 
     def __init__(self, threshold_ns: int, paths: PathFilter, callback: Callback) -> None:
         interval = max(threshold_ns // _PERIODS, _SHORTEST_INTERVAL_NS)
@@ -120,6 +122,10 @@ class _Sampling(AutoWatch):
                 call(self.loop_stopped, loop)
         self.remove()
 
+
+class _Sampling(_EachLoop):
+    """The engine "sample": a scope on every loop, and the calls of each of its blocks."""
+
     def _scope(self, name: str) -> LoopScope:
         base = _frames_below(sys._getframe(1))
 
@@ -138,6 +144,66 @@ class _Sampling(AutoWatch):
         if not self._over:
             for info in calls_of(raw, self._threshold_ns, self._paths, base):
                 _core.call_guarded(self._callback, info)
+
+
+class _Measuring(_EachLoop):
+    """The engine "exact": tells the core which threads run loops."""
+
+    def __init__(self, threshold_ns: int, paths: PathFilter, callback: Callback) -> None:
+        super().__init__(threshold_ns, paths, callback)
+        self._listener = Listener(threshold_ns, paths, callback)
+        self._starting = True
+        self._refused: str | None = None
+
+    def start(self) -> None:
+        engine.add(self._listener)
+        try:
+            super().start()
+            if self._refused:
+                raise RuntimeError(self._refused)
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            self._starting = False
+
+    def stop(self) -> None:
+        engine.remove(self._listener)
+        super().stop()
+
+    def loop_started(self, loop: Any) -> None:
+        try:
+            _measured.enter()
+        except RuntimeError as error:
+            if self._starting:  # it is the caller's
+                self._refused = str(error)
+            else:
+                self._on_failure(str(error))
+        else:
+            self._open[threading.get_ident()] = (loop, None)
+
+    def loop_stopped(self, loop: Any) -> None:
+        if self._open.pop(threading.get_ident(), None) is not None:
+            _measured.leave()
+
+
+class _Measured(threading.local):
+    """How many monitors measure this thread."""
+
+    count = 0
+
+    def enter(self) -> None:
+        if self.count == 0:
+            _core.calls_enter()
+        self.count += 1
+
+    def leave(self) -> None:
+        self.count -= 1
+        if self.count == 0:
+            _core.calls_leave()
+
+
+_measured = _Measured()
 
 
 def _frames_below(frame: FrameType | None) -> int:

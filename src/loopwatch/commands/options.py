@@ -15,7 +15,15 @@ from loopwatch.summary import Patterns
 
 EXIT_BLOCKED = 86
 
-_TAKE_VALUE = {"--threshold", "--hang-after", "--json", "--include", "--exclude"}
+_TAKE_VALUE = {
+    "--threshold",
+    "--hang-after",
+    "--json",
+    "--include",
+    "--exclude",
+    "--monitor-interval",
+    "--monitor-json",
+}
 _USAGE = "\n       ".join(f"loopwatch run [options] {what} [ARG ...]" for what in ("SCRIPT", "-m MODULE", "-c CODE"))
 _PYTHON_OPTIONS = "bBdEiIOPqsSuvWxX"
 
@@ -37,6 +45,9 @@ class RunOptions:
     patterns: Patterns = field(default_factory=Patterns)
     quiet: bool = False
     is_code: bool = False
+    monitor: bool = False
+    monitor_interval: float = 10.0
+    monitor_json: str | None = None
 
 
 def parse_run_options(argv: Sequence[str]) -> RunOptions:
@@ -53,6 +64,8 @@ def parse_run_options(argv: Sequence[str]) -> RunOptions:
         parser.error("name the program to run: a script (app.py), -m and a module (-m pytest), or -c and code")
     if found.json is not None:
         _check_writable(parser, found.json)
+    if found.monitor_json is not None:
+        _check_writable(parser, found.monitor_json, "--monitor-json")
     return RunOptions(
         program=rest[0],
         is_module=switch == "-m",
@@ -64,6 +77,9 @@ def parse_run_options(argv: Sequence[str]) -> RunOptions:
         fail_on_block=found.fail_on_block,
         patterns=Patterns(found.include, found.exclude),
         quiet=found.quiet,
+        monitor=found.monitor or found.monitor_interval is not None or found.monitor_json is not None,
+        monitor_interval=10.0 if found.monitor_interval is None else found.monitor_interval,
+        monitor_json=None if found.monitor_json is None else os.path.abspath(found.monitor_json),
     )
 
 
@@ -72,6 +88,14 @@ def seconds_above_zero(text: str) -> float:
     value = _seconds(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, such as 0.2; got {text!r}")
+    return value
+
+
+def seconds_of_interval(text: str) -> float:
+    """Parse the monitor's interval.  Raises argparse.ArgumentTypeError for one that is too short."""
+    value = _seconds(text)
+    if value < 0.01:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, at least 0.01; got {text!r}")
     return value
 
 
@@ -125,18 +149,18 @@ def _cut(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
     return ours, None, []
 
 
-def _check_writable(parser: argparse.ArgumentParser, path: str) -> None:
+def _check_writable(parser: argparse.ArgumentParser, path: str, option: str = "--json") -> None:
     if not path:
-        parser.error("--json: name the file to write")
+        parser.error(f"{option}: name the file to write")
     if os.path.isdir(path):
-        parser.error(f"--json: {path} is a folder; name a file in it")
+        parser.error(f"{option}: {path} is a folder; name a file in it")
     if is_special(path):
         return
     folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder):
-        parser.error(f"--json: the folder {folder} does not exist; create it with `mkdir -p {folder}`")
+        parser.error(f"{option}: the folder {folder} does not exist; create it with `mkdir -p {folder}`")
     if not os.access(folder, os.W_OK):
-        parser.error(f"--json: the folder {folder} cannot be written to")
+        parser.error(f"{option}: the folder {folder} cannot be written to")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -186,6 +210,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="do not report those that match; wins over --include",
     )
+    parser.add_argument(
+        "--monitor",
+        action="store_true",
+        help="watch tasks, timers and memory too: report what grows, when it is seen, and at the end all that grew",
+    )
+    parser.add_argument(
+        "--monitor-interval",
+        type=seconds_of_interval,
+        metavar="SEC",
+        help="seconds between two samples of --monitor, at least 0.01 (default: 10)",
+    )
+    parser.add_argument("--monitor-json", metavar="FILE", help="add a line of JSON to FILE for each alarm of --monitor")
     parser.add_argument(
         "--quiet", action="store_true", help="print no blocks and no summary (a loop that hangs is still reported)"
     )

@@ -31,6 +31,7 @@ from loopwatch.summary import Summary
 
 if TYPE_CHECKING:
     from loopwatch._core import RawBlock
+    from loopwatch.commands.growthwatch import GrowthWatch
 
 HELP = "run a program and report what blocks its event loops"
 
@@ -76,6 +77,11 @@ class Recorder:
         self._finished = False
         threshold_ns = nanoseconds("threshold", options.threshold)
         interval_ns = max(min(_CHECK_INTERVAL_NS, threshold_ns // 10), _SHORTEST_INTERVAL_NS)
+        self.growth: GrowthWatch | None = None
+        if options.monitor:
+            from loopwatch.commands.growthwatch import GrowthWatch
+
+            self.growth = GrowthWatch(options, self.terminal)
         self.watch = AutoWatch(threshold_ns, interval_ns, self.on_block, self.summary.add_loop, self.on_failure)
 
     def start(self) -> None:
@@ -86,6 +92,8 @@ class Recorder:
         if self.options.hang_after:
             _core.set_hang_report(nanoseconds("hang-after", self.options.hang_after), self.terminal.descriptor)
         self.watch.install()
+        if self.growth is not None:
+            self.growth.start()
 
     def on_block(self, raw: "RawBlock", loop: str) -> None:
         """Take in a block that has just ended.  Runs in the loop's thread; never raises."""
@@ -140,6 +148,8 @@ class Recorder:
         self._finished = True
         _core.set_hang_report(0, -1)
         child = os.getpid() != self.pid
+        if self.growth is not None and not child:
+            self.growth.finish()
         if not sys.modules.keys().isdisjoint(_FRESH_STARTS):
             self.summary.add_unwatched("processes that multiprocessing started afresh (spawn, forkserver)")
         if not self.options.quiet and (self.summary.count or not child):

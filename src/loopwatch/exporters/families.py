@@ -77,13 +77,18 @@ class Families:
     def _histogram(self, histogram: "Histogram") -> tuple[list[int], float]:
         return cumulative(histogram, self.bounds), histogram.sum
 
-    def _loop_families(self, reading: "Reading") -> Iterator[Family]:
+    def loop_groups(self, reading: "Reading") -> "dict[tuple[str, str], list[LoopReading]]":
+        """The loops by their labels."""
         own, others = self._loops.split(reading.loops, loop_labels)
-        groups: dict[_Labels, list[LoopReading]] = {}
+        groups: dict[tuple[str, str], list[LoopReading]] = {}
         for loop in own:
             groups.setdefault(loop_labels(loop), []).append(loop)
         if others:
             groups[OTHER, OTHER] = others
+        return groups
+
+    def _loop_families(self, reading: "Reading") -> Iterator[Family]:
+        groups = self.loop_groups(reading)
         names = ("loop", "thread")
 
         def family(

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from loopwatch import __version__
 from loopwatch.exporters.families import Families, Family
-from loopwatch.exporters.fold import LIMIT, check_monitor, loop_labels
+from loopwatch.exporters.fold import LIMIT, check_monitor
 
 if TYPE_CHECKING:
     from loopwatch.monitor.histogram import Histogram
     from loopwatch.monitor.monitor import Monitor
-    from loopwatch.monitor.readings import LoopReading, Reading
+    from loopwatch.monitor.readings import Reading
 
 try:
     from opentelemetry import metrics as _otel
@@ -173,7 +173,7 @@ class OpenTelemetryExporter:
         if time.monotonic() - self._taken < _FRESH:
             return True
         try:
-            reading = self._monitor.read()
+            reading = self._monitor.read(examples=0)
         except RuntimeError:  # stopped meanwhile
             return False
         self._now = {family.name: family for family in self._families.of(reading)}
@@ -182,12 +182,9 @@ class OpenTelemetryExporter:
         return True
 
     def _take_loops(self, reading: "Reading") -> None:
-        groups: dict[tuple[str, str], list[LoopReading]] = {}
-        for loop in reading.loops:
-            groups.setdefault(loop_labels(loop), []).append(loop)
         self._delays, self._shares = [], []
         before, self._before = self._before, {}
-        for key, loops in list(groups.items())[: self._families.limit]:
+        for key, loops in self._families.loop_groups(reading).items():
             labels = {"asyncio.eventloop.type": key[0], "thread.name": key[1]}
             lag = loops[0].lag
             for loop in loops[1:]:

@@ -46,6 +46,7 @@ __all__ = ["LoopwatchCollector", "LoopwatchMultiProcessCollector", "LoopwatchWor
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _FORMAT = 1
+_FRESH = 0.5
 
 
 class LoopwatchCollector:
@@ -78,7 +79,7 @@ class LoopwatchCollector:
         """The same as plain data."""
         with self._lock:
             try:
-                reading = self._monitor.read() if self._monitor.running else None
+                reading = self._monitor.read(examples=0) if self._monitor.running else None
             except RuntimeError:  # stopped meanwhile
                 reading = None
             return self._families.of(reading)
@@ -113,6 +114,7 @@ class LoopwatchWorker:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._pid = 0
+        self._written = float("-inf")
         self._lock = threading.Lock()
 
     def start(self) -> Self:
@@ -143,13 +145,13 @@ class LoopwatchWorker:
     def write(self) -> None:
         """Write now.  Raises OSError where the folder cannot be written."""
         with self._lock:
-            written = time.time()
+            self._written = time.monotonic()
             families = self._collector.families()
             content = {
                 "format": _FORMAT,
                 "pid": os.getpid(),
                 "started": _started(os.getpid()),
-                "written": written,
+                "written": time.time(),
                 "bounds": self._bounds,
                 "families": [[one.name, one.kind, one.help, one.labels, one.values] for one in families],
             }
@@ -162,6 +164,12 @@ class LoopwatchWorker:
                 with contextlib.suppress(OSError):
                     os.unlink(name)
                 raise
+
+    def refresh(self) -> None:
+        """Write now if it writes in this process, and the last time is more than a moment ago."""
+        if self._pid == os.getpid() and time.monotonic() - self._written > _FRESH:
+            with contextlib.suppress(OSError):
+                self.write()
 
     def _file(self) -> str:
         return os.path.join(self._folder, f"loopwatch_{os.getpid()}.json")
@@ -196,8 +204,7 @@ class LoopwatchMultiProcessCollector:
         """Metric families, for prometheus_client."""
         own = _workers.get(self._folder)
         if own is not None:
-            with contextlib.suppress(OSError):
-                own.write()
+            own.refresh()
         metrics: dict[str, Any] = {}
         written = _client.GaugeMetricFamily(
             "loopwatch_worker_written_timestamp_seconds", "When a worker last told what it knows.", labels=["pid"]

@@ -4,7 +4,8 @@ from loopwatch.memory.allocations import Allocations, AllocationSite, Allocation
 from loopwatch.memory.detector import MemoryLeakDetector
 from loopwatch.memory.held import Chain, Link, held_by
 from loopwatch.memory.process import ProcessMemory, process_memory
-from loopwatch.memory.snapshots import Growth, MemorySnapshot, TypeGrowth, growth, take_snapshot
+from loopwatch.memory.retain import Retained, RetainedTask, retained, retained_tasks
+from loopwatch.memory.snapshots import Growth, MemorySnapshot, TypeGrowth, growth, show_growth, take_snapshot
 
 __all__ = [
     "AllocationSite",
@@ -16,9 +17,14 @@ __all__ = [
     "MemoryLeakDetector",
     "MemorySnapshot",
     "ProcessMemory",
+    "Retained",
+    "RetainedTask",
     "TypeGrowth",
     "growth",
     "held_by",
     "process_memory",
+    "retained",
+    "retained_tasks",
+    "show_growth",
     "take_snapshot",
 ]

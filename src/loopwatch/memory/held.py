@@ -22,7 +22,7 @@ _Raw = tuple[str, Any, tuple[Any, ...] | None, Any]
 class Link:
     """One step of a chain: how what comes before refers to ``to``.
 
-    ``how``: "attribute", "key" (of a dict), "as key", "index", "element" (of a set), "local" (a variable of a function),
+    ``how``: "attribute", "key" (of a dict), "as key", "index", "element" (of a set), "local" (a function's variable),
     "await", "cell" (a variable that inner functions share), "closure", "context variable", "callback", "class",
     "function", "globals", "value in use", "held" or "C" (only C code knows).  ``name``: the attribute, variable, key or
     index, as text.  ``to`` says what is referred to, ``type`` of which type it is.  ``place``: file, line and qualified
@@ -169,7 +169,7 @@ def describe(thing: object) -> str:
         return f"method {getattr(thing.__func__, '__qualname__', '?')}"  # type: ignore[attr-defined]
     if kind is type(asyncio):
         return f"module {vars(thing).get('__name__')}"
-    if isinstance(kind, type) and issubclass(kind, type):
+    if issubclass(kind, type):
         return f"class {type_name(thing)}"  # type: ignore[arg-type]
     if issubclass(kind, BaseException):
         return f"exception {type_name(kind)}"

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from traceback import FrameSummary
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from loopwatch.findings import place_text
 from loopwatch.monitor.readings import AwaitReading, ExampleTask, Place
 from loopwatch.requests import RequestInfo, request_text
-from loopwatch.stacks import format_stack, qualified_name
+from loopwatch.stacks import format_stack, is_library, is_runner, qualified_name
 
 __all__ = ["SCHEMA", "Alarm", "AlarmBook"]
 
@@ -71,8 +71,9 @@ class Alarm:
         lines += [f"  {line}" for line in self.detail]
         if self.request:
             lines.append(f"  Request: {request_text(self.request)}")
-        if self.stack:
-            lines += ["  Stack:", *(f"  {line}" for line in format_stack(self.stack).splitlines())]
+        shown = telling(self.stack)
+        if shown:
+            lines += ["  Stack:", *(f"  {line}" for line in format_stack(shown).splitlines())]
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -118,6 +119,13 @@ _MADE = {
     "lag": "at",
     "hang": "at",
 }
+
+
+def telling(stack: Sequence[FrameSummary]) -> Sequence[FrameSummary]:
+    """The part of a stack that tells something: what a loop called, down to the first line of a library's."""
+    last = max((number for number, frame in enumerate(stack) if not is_library(frame.filename)), default=len(stack))
+    first = max((number + 1 for number in range(min(last, len(stack))) if is_runner(stack[number].filename)), default=0)
+    return stack[first : last + 2] or stack
 
 
 def place_dict(place: Place | None) -> Mapping[str, Any] | None:

@@ -133,9 +133,17 @@ class WatchedLoop:
 
 
 class LoopBook:
-    """All loops; a listener of the discovery.  ``on_block`` gets raw blocks in the loop's thread."""
+    """All loops; a listener of the discovery.  ``on_block`` gets raw blocks, ``on_loop`` is called for each loop that
+    starts to run; both in the loop's thread."""
 
-    def __init__(self, threshold_ns: int, interval_ns: int, on_block: "Callable[[RawBlock, str], object]") -> None:
+    def __init__(
+        self,
+        threshold_ns: int,
+        interval_ns: int,
+        on_block: "Callable[[RawBlock, str], object]",
+        on_loop: Callable[[], object],
+    ) -> None:
+        self._on_loop = on_loop
         self._threshold_ns = threshold_ns
         self._interval_ns = interval_ns
         self._on_block = on_block
@@ -198,6 +206,7 @@ class LoopBook:
             known = self._loops[id(loop)] = WatchedLoop(loop)
         if known.scope is not None or running_loop() is not loop:
             return
+        self._on_loop()
         name = known.name
         try:
             known.open(self._threshold_ns, self._interval_ns, lambda raw: self._on_block(raw, name))

@@ -60,6 +60,7 @@ class Monitor:
     ignore: what to overlook: ``loopwatch.Ignore``, strings or compiled regular expressions (names).
     memory: "sampled" (or True) samples allocations, so that growing memory is named by line; False (default): by type.
     objects: count objects by type in every so many samples; 0 (default): only when memory is suspected to grow.
+    on_sample: called with a Reading after each sample, in the monitor's thread.
 
     Raises TypeError or ValueError for options that are wrong.
     """
@@ -83,6 +84,7 @@ class Monitor:
         ignore: Ignores = (),
         memory: bool | str = False,
         objects: int = 0,
+        on_sample: Callable[[Reading], object] | None = None,
     ) -> None:
         self.options: MonitorOptions = check_options(
             interval=interval,
@@ -100,6 +102,7 @@ class Monitor:
             ignore=ignore,
             memory=memory,
             objects=objects,
+            on_sample=on_sample,
         )
         if logger is None and on_alarm is None and json is None and not stderr:
             logger = logging.getLogger("loopwatch")
@@ -176,10 +179,12 @@ class _Run:
         self._wake = threading.Event()
         self._end = threading.Event()
         self._sampling = threading.Lock()
+        self._beginning = threading.Lock()
         self._thread: threading.Thread | None = None
         lag_ns = round(options.lag * 1e9)
         self._blocks = BlockBook(self._wake)
-        self._loops = LoopBook(lag_ns, max(min(_CHECK_NS, lag_ns // 10), _CHECK_LEAST_NS), self._blocks.add)
+        check_ns = max(min(_CHECK_NS, lag_ns // 10), _CHECK_LEAST_NS)
+        self._loops = LoopBook(lag_ns, check_ns, self._blocks.add, self._begin)
         self._coroutines = CoroutineBook(max(1.0, options.interval))
         rule = Rule(options.window, options.sigma, options.consecutive)
         self._book = AlarmBook(options.repeat)
@@ -206,8 +211,13 @@ class _Run:
             except RuntimeError as error:
                 self._notes.append(f"allocations are not sampled: {error}")
         self._loops.start()
-        self._thread = threading.Thread(target=self._watch, name="loopwatch-monitor", daemon=True)
-        self._thread.start()
+
+    def _begin(self) -> None:
+        """A loop runs.  Without one there is no thread: it would be in the way of a process that only forks others."""
+        with self._beginning:
+            if self._thread is None and not self._end.is_set():
+                self._thread = threading.Thread(target=self._watch, name="loopwatch-monitor", daemon=True)
+                self._thread.start()
 
     def stop(self) -> None:
         self._end.set()
@@ -268,6 +278,8 @@ class _Run:
         self._last_sample = time.thread_time() - began
         self._seconds += self._last_sample
         self._send(alarms)
+        if self._options.on_sample is not None:
+            self._options.on_sample(self.read(objects=False, uss=False, examples=0))
 
     def _send(self, alarms: list[Alarm]) -> None:
         for alarm in alarms:

@@ -1,6 +1,7 @@
 """The settings of a monitor, checked."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,12 @@ class MonitorOptions:
     ignores: tuple[Ignore, ...]
     sampled: bool
     objects: int
+    on_sample: Callable[[Any], object] | None
 
 
-def check_options(*, on_alarm: Any, logger: Any, json: Any, ignore: Any, memory: Any, **numbers: Any) -> MonitorOptions:
+def check_options(
+    *, on_alarm: Any, on_sample: Any, logger: Any, json: Any, ignore: Any, memory: Any, **numbers: Any
+) -> MonitorOptions:
     """Raise TypeError or ValueError, with what was expected, for what is wrong."""
     for name, what in (("interval", "seconds"), ("lag", "seconds")):
         _number(name, numbers[name], f"must be a number of {what} above 0", above=0)
@@ -46,7 +50,9 @@ def check_options(*, on_alarm: Any, logger: Any, json: Any, ignore: Any, memory:
     if memory not in (False, True, "sampled"):
         raise ValueError(f"memory must be False, True or 'sampled', got {memory!r}")
     check_sinks(on_alarm, logger, json)
-    return MonitorOptions(ignores=ignores_from(ignore), sampled=bool(memory), **numbers)
+    if on_sample is not None and not callable(on_sample):
+        raise TypeError(f"on_sample must be a callable that takes a Reading, got {on_sample!r}")
+    return MonitorOptions(on_sample=on_sample, ignores=ignores_from(ignore), sampled=bool(memory), **numbers)
 
 
 def _number(name: str, value: Any, expected: str, *, above: float | None = None, least: float | None = None) -> None:
