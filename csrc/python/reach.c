@@ -48,16 +48,12 @@ typedef struct {
     enum { FINE, NO_MEMORY, NO_TIME } failed;
 } graph;
 
-<<<<<<< HEAD
 static inline uint32_t
 find(const graph *g, const PyObject *object)
 {
     return lw_graph_find(&g->all, object);
 }
 
-=======
-/* Whether there is no time left; asked for every edge, it looks at the clock rarely. */
->>>>>>> main
 static inline int
 is_late(graph *g)
 {
@@ -67,15 +63,6 @@ is_late(graph *g)
     return g->failed == NO_TIME;
 }
 
-<<<<<<< HEAD
-=======
-static inline uint32_t
-find(const graph *g, const PyObject *object)
-{
-    return lw_graph_find(&g->all, object);
-}
-
->>>>>>> main
 static inline uintptr_t
 load(uintptr_t at)
 {
@@ -441,14 +428,7 @@ take_snapshot(graph *g)
         PyErr_NoMemory();
         return -1;
     }
-<<<<<<< HEAD
     g->all.deadline = g->deadline;
-=======
-    g->edges |= 0x3fff; /* look at the clock now: counting takes as long as numbering did */
-    if (is_late(g)) {
-        return 0;
-    }
->>>>>>> main
     lw_graph_count(&g->all);
     if (is_late(g)) {
         return 0;
@@ -458,12 +438,6 @@ take_snapshot(graph *g)
         g->all.nodes[i].flags |= flags_of_type(g, Py_TYPE(object));
         ntasks += (g->all.nodes[i].flags & TASK) != 0;
         nweakrefs += PyWeakref_Check(object) && ((PyWeakReference *)object)->wr_callback != NULL;
-<<<<<<< HEAD
-=======
-    }
-    if (g->failed) {
-        return 0;
->>>>>>> main
     }
     g->tasks = PyMem_RawCalloc(ntasks + 1, sizeof(*g->tasks));
     g->weakrefs = PyMem_RawCalloc(nweakrefs + 1, sizeof(*g->weakrefs));
