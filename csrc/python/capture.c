@@ -49,6 +49,8 @@ put_frame(PyFrameObject *frame, lw_frame *out)
     out->end_line = out->end_line > 0 ? out->end_line : 0;
     out->file = put_attribute((PyObject *)code, "co_filename");
     out->name = put_attribute((PyObject *)code, "co_qualname");
+    out->code_flags = code->co_flags;
+    out->at = out->instr;
     Py_DECREF(code);
 }
 

@@ -29,6 +29,7 @@ static struct {
     PyObject *original; /* owned while ours stands in its place */
     PyObject *method;   /* owned: ours */
     PyObject *report;   /* owned: what an exception is handed to */
+    PyObject *names;    /* owned: the dict of asyncio.events, which its own functions have as their globals */
 } state;
 
 static inline PyObject *
@@ -74,6 +75,9 @@ handle_run(PyObject *handle, PyObject *Py_UNUSED(unused))
         goto done;
     }
     stats = (lw_loopstats *)Py_XNewRef(lw_loopstats_of(slot(handle, state.loop)));
+    if (stats != NULL && !stats->marked) {
+        stats->mark_ns = lw_now_ns();
+    }
     if (PyContext_Enter(context) == 0) {
         result = PyObject_Vectorcall(callback, ((PyTupleObject *)args)->ob_item, (size_t)PyTuple_GET_SIZE(args), NULL);
         if (PyContext_Exit(context) < 0) {
@@ -123,6 +127,7 @@ prepare(void)
     state.loop = lw_slot_offset(state.type, "_loop");
     callbacks = PyImport_ImportModule("loopwatch.monitor.callbacks");
     Py_XSETREF(state.report, callbacks ? PyObject_GetAttrString(callbacks, "report_exception") : NULL);
+    Py_XSETREF(state.names, Py_NewRef(PyModule_GetDict(events)));
     Py_XSETREF(state.method, PyDescr_NewMethod((PyTypeObject *)state.type, &run_method));
     if (state.report != NULL && state.method != NULL) {
         status = 0;
@@ -140,18 +145,19 @@ lw_handlerun_need(int delta)
     int status = 0;
 
     state.needed += delta;
-    if (state.needed == 1 && delta > 0 && state.original == NULL) {
-        if (prepare() < 0) {
+    if (state.needed == 1 && delta > 0) {
+        if (state.original == NULL && prepare() < 0) {
             state.needed--;
             return -1;
         }
         now = PyObject_GetAttrString(state.type, "_run");
-        if (now != NULL && PyFunction_Check(now) && state.context && state.callback && state.args && state.loop) {
+        if (now != NULL && PyFunction_Check(now) && PyFunction_GET_GLOBALS(now) == state.names && state.context
+            && state.callback && state.args && state.loop) {
             status = PyObject_SetAttrString(state.type, "_run", state.method);
             if (status == 0) {
-                state.original = Py_NewRef(now);
+                Py_XSETREF(state.original, Py_NewRef(now));
             }
-        } /* else another tool stands there: callback times stay unknown */
+        } /* else another tool stands there: over ours, or callback times stay unknown */
     }
     else if (state.needed == 0 && state.original != NULL) {
         now = PyObject_GetAttrString(state.type, "_run");

@@ -53,6 +53,31 @@ generic_waits(lw_watch *w)
     return epoll || !w->epoll_seen;
 }
 
+/* libuv calls I/O callbacks from inside its poll, where no hook is: a thread met outside of the poll call works. */
+static void
+look_uv(lw_watch *w, uint64_t now)
+{
+    lw_syscall sys;
+    uint64_t busy = atomic_load(&w->busy);
+    if ((busy != 0 && busy != w->met_at) || lw_read_syscall(atomic_load(&w->tid), &sys) < 0) {
+        return;
+    }
+    const char *name = sys.state == LW_SYS_IN_CALL ? lw_syscall_name(sys.nr) : NULL;
+    if (name != NULL && lw_syscall_is_poll(sys.nr) && name[0] == 'e') {
+        if (busy != 0) { /* it was on its way there */
+            (void)atomic_compare_exchange_strong(&w->busy, &busy, 0);
+        }
+        atomic_store(&w->met, 0);
+    }
+    else if (busy != 0) {
+        atomic_fetch_add(&w->met, 1);
+    }
+    else if (atomic_compare_exchange_strong(&w->busy, &busy, now)) {
+        w->met_at = now;
+        atomic_store(&w->met, 1);
+    }
+}
+
 static void
 look_generic(lw_watch *w, uint64_t now)
 {
@@ -130,6 +155,9 @@ look(lw_watch *w, walk_state *walk)
         if (atomic_load(&w->pending_end) != 0) {
             return;
         }
+    }
+    if (w->kind == LW_UV) {
+        look_uv(w, now);
     }
     uint64_t busy = atomic_load_explicit(&w->busy, memory_order_acquire);
     uint64_t spans = atomic_load_explicit(&w->spans, memory_order_relaxed);

@@ -13,14 +13,19 @@
 #include "allocs.h"
 #include "awaits.h"
 #include "asyncgens.h"
+#include "calls.h"
 #include "layout.h"
 #include "reach.h"
 #include "openings.h"
 #include "origins.h"
 #include "tables.h"
 #include "timers.h"
+#include "requests.h"
 #include "futurestate.h"
 #include "loopstats.h"
+#include "heldby.h"
+#include "holders.h"
+#include "retained.h"
 #include "objects.h"
 #include "taskstats.h"
 #include "tasklist.h"
@@ -181,8 +186,11 @@ static int (*const concepts[])(PyObject *) = {
     lw_probe_select_init,
     lw_creation_init,
     lw_objects_init,
+    lw_heldby_init,
+    lw_retained_init,
     lw_awaits_init,
     lw_reach_init,
+    lw_holders_init,
     lw_tasks_init,
     lw_taskfactory_init,
     lw_tasklist_init,
@@ -198,6 +206,8 @@ static int (*const concepts[])(PyObject *) = {
     lw_tables_init,
     lw_asyncgens_init,
     lw_timers_init,
+    lw_requests_init,
+    lw_calls_init,
 };
 /* clang-format on */
 

@@ -204,6 +204,7 @@ probe_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
         w->gil_ns = 0;
         if (w->stats != NULL) {
             w->stats->mark_ns = now;
+            w->stats->marked = 1;
         }
         return probe_epoll(self, w, ms, args, nargsf, kwnames);
     }
@@ -220,6 +221,7 @@ probe_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
     lw_adopt_thread(w);
     if (w->stats != NULL) {
         w->stats->mark_ns = atomic_load_explicit(&w->busy, memory_order_relaxed);
+        w->stats->marked = 1;
     }
     Py_DECREF(watch);
     return result;

@@ -182,6 +182,34 @@ tasks_open(PyObject *Py_UNUSED(module), PyObject *loop)
     return (PyObject *)self;
 }
 
+/* Tasks of a loop that were there before it was tracked have records from now on. */
+static PyObject *
+tasks_adopt(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *factory, *tasks, *fast, *result = NULL;
+    long n = 0;
+    if (!PyArg_ParseTuple(args, "OO:tasks_adopt", &factory, &tasks)) {
+        return NULL;
+    }
+    if (!Py_IS_TYPE(factory, lw_task_factory_type) || ((lw_task_loop *)factory)->trackers <= 0) {
+        return PyErr_Format(PyExc_ValueError, "tasks_adopt() takes a TaskFactory with an open tracker, got %R", factory);
+    }
+    fast = PySequence_Fast(tasks, "tasks_adopt() takes a sequence of tasks");
+    if (fast == NULL) {
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(fast); i++) {
+        PyObject *task = PySequence_Fast_GET_ITEM(fast, i);
+        if (lw_task_record_of(task) == NULL) {
+            n += lw_task_record_new((lw_task_loop *)factory, task, lw_tasks_next_seq(), LW_TASK_ADOPTED | LW_TASK_UNSEEN)
+                 != NULL;
+        }
+    }
+    result = PyLong_FromLong(n);
+    Py_DECREF(fast);
+    return result;
+}
+
 static PyObject *
 tasks_close(PyObject *Py_UNUSED(module), PyObject *arg)
 {
@@ -317,6 +345,7 @@ static PyType_Spec factory_spec = {
 
 static PyMethodDef methods[] = {
     {"tasks_open", tasks_open, METH_O, "tasks_open(loop) -> TaskFactory"},
+    {"tasks_adopt", tasks_adopt, METH_VARARGS, "tasks_adopt(factory, tasks) -> how many had no record yet"},
     {"tasks_close", tasks_close, METH_O, "tasks_close(factory)"},
     {NULL, NULL, 0, NULL},
 };

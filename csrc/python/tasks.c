@@ -247,11 +247,11 @@ record_dealloc(PyObject *self)
 
 /* ---- looking ---- */
 
-/* The scope token in the context that TASK runs in: None where there is none. */
+/* The value of VAR in the context that TASK runs in: None where there is none. */
 static PyObject *
-task_token(PyObject *Py_UNUSED(module), PyObject *task)
+value_in_context(PyObject *task, PyObject *var)
 {
-    PyObject *token = NULL, *context = NULL;
+    PyObject *value = NULL, *context = NULL;
     if (lw_alay.task_context != 0 && PyObject_TypeCheck(task, (PyTypeObject *)lw_alay.task_type)) {
         context = Py_XNewRef(*(PyObject **)((char *)task + lw_alay.task_context));
     }
@@ -259,11 +259,27 @@ task_token(PyObject *Py_UNUSED(module), PyObject *task)
         context = PyObject_CallMethod(task, "get_context", NULL);
     }
     if (context != NULL && PyContext_CheckExact(context)) {
-        token = PyObject_CallMethod(context, "get", "O", lw_scope_var);
+        value = PyObject_CallMethod(context, "get", "O", var);
     }
     Py_XDECREF(context);
     PyErr_Clear(); /* a stranger's task-like object */
-    return token ? token : Py_NewRef(Py_None);
+    return value ? value : Py_NewRef(Py_None);
+}
+
+static PyObject *
+task_token(PyObject *Py_UNUSED(module), PyObject *task)
+{
+    return value_in_context(task, lw_scope_var);
+}
+
+static PyObject *
+task_value(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *task, *var;
+    if (!PyArg_ParseTuple(args, "OO!:task_value", &task, &PyContextVar_Type, &var)) {
+        return NULL;
+    }
+    return value_in_context(task, var);
 }
 
 int
@@ -513,6 +529,8 @@ static PyMethodDef methods[] = {
     {"task_record", task_record, METH_O, "task_record(task) -> TaskRecord or None"},
     {"task_frames", task_frames, METH_O, "task_frames(task) -> its creation stack, also while it is being destroyed"},
     {"task_token", task_token, METH_O, "task_token(task) -> the value of SCOPE in its context, or None"},
+    {"task_value", task_value, METH_VARARGS,
+     "task_value(task, var) -> the value of a ContextVar in its context, or None"},
     {"task_mark", task_mark, METH_NOARGS, "The order of the newest record."},
     {"task_records", task_records, METH_VARARGS, "task_records(factory or None, since, pending_only)"},
     {NULL, NULL, 0, NULL},

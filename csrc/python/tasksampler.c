@@ -23,6 +23,7 @@
 typedef struct {
     uint64_t ended[LW_FUTURE_CANCELLED + 1]; /* by enum lw_future_end */
     uint64_t unretrieved, oldest_ns, age_sum_ns;
+    uint64_t old, old_retained; /* born before the time asked for: pending, done but held */
     lw_task_record *examples[EXAMPLES]; /* owned: the oldest pending ones, as a ring */
     uint32_t seen;
 } tally;
@@ -42,7 +43,7 @@ typedef struct TaskSampler {
     tally *tallies;                /* owned, room of them, by group number */
     int room, nsites, started;
     site *sites;                   /* owned: LW_SITES * 2 slots, and one for the rest */
-    uint64_t generation, now_ns, looked_at, lost_sites;
+    uint64_t generation, now_ns, old_ns, looked_at, lost_sites;
     struct TaskSampler *next;      /* borrowed: all samplers */
 } TaskSampler;
 
@@ -121,10 +122,13 @@ look_at(TaskSampler *self, lw_task_record *record)
     t->ended[end]++;
     t->unretrieved += unretrieved != 0;
     self->looked_at++;
+    uint64_t age = self->now_ns > record->born_ns ? self->now_ns - record->born_ns : 0;
+    int old = age >= self->old_ns || (record->flags & LW_TASK_ADOPTED); /* nobody knows how old an adopted one is */
     if (end != LW_FUTURE_PENDING && end != LW_FUTURE_UNKNOWN) {
+        t->old_retained += (uint64_t)old;
         return 0;
     }
-    uint64_t age = self->now_ns > record->born_ns ? self->now_ns - record->born_ns : 0;
+    t->old += (uint64_t)old;
     t->age_sum_ns += age;
     t->oldest_ns = age > t->oldest_ns ? age : t->oldest_ns;
     lw_task_record **example = &t->examples[t->seen++ % EXAMPLES], *before = *example;
@@ -212,7 +216,7 @@ group_result(TaskSampler *self, const lw_task_group *g)
     }
     if (sites != NULL && examples != NULL) {
         result = Py_BuildValue(
-            "{s:i,s:O,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:O}", "number", g->number,
+            "{s:i,s:O,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:O}", "number", g->number,
             "coro", g->name ? g->name : Py_None, "born", NUMBER(g->born), "pending",
             NUMBER(t->ended[LW_FUTURE_PENDING] + t->ended[LW_FUTURE_UNKNOWN]), "retained",
             NUMBER(t->ended[LW_FUTURE_RETURNED] + t->ended[LW_FUTURE_FAILED] + t->ended[LW_FUTURE_CANCELLED]),
@@ -221,7 +225,7 @@ group_result(TaskSampler *self, const lw_task_group *g)
             NUMBER(g->cancelled + t->ended[LW_FUTURE_CANCELLED]), "destroyed", NUMBER(g->destroyed), "unretrieved",
             NUMBER(g->unretrieved), "unretrieved_held", NUMBER(t->unretrieved), "held", NUMBER(g->held), "steps",
             NUMBER(g->steps), "busy_ns", NUMBER(g->busy_ns), "longest_ns", NUMBER(g->longest_ns), "oldest_ns",
-            NUMBER(t->oldest_ns), "age_sum_ns", NUMBER(t->age_sum_ns), "sites", sites, "examples", examples);
+            NUMBER(t->oldest_ns), "age_sum_ns", NUMBER(t->age_sum_ns), "old", NUMBER(t->old), "old_retained", NUMBER(t->old_retained), "sites", sites, "examples", examples);
     }
     Py_XDECREF(examples);
     Py_XDECREF(sites);
@@ -292,8 +296,12 @@ sampler_dealloc(TaskSampler *self)
 }
 
 static PyObject *
-task_sampler(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+task_sampler(PyObject *Py_UNUSED(module), PyObject *args)
 {
+    unsigned long long old = 0;
+    if (!PyArg_ParseTuple(args, "|K:task_sampler", &old)) {
+        return NULL;
+    }
     if (lw_groups.needed == 0) {
         PyErr_SetString(PyExc_RuntimeError, "tasks are not counted: call count_tasks(1) first");
         return NULL;
@@ -304,6 +312,7 @@ task_sampler(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
     }
     self->generation = lw_groups.generation;
     self->now_ns = lw_now_ns();
+    self->old_ns = old;
     self->loops = PyList_New(0);
     self->sites = PyMem_RawCalloc(LW_SITES * 2, sizeof(site));
     if (self->loops == NULL || self->sites == NULL) {
@@ -357,7 +366,8 @@ static PyType_Spec sampler_spec = {"loopwatch._core.TaskSampler", sizeof(TaskSam
                                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
                                    sampler_slots};
 static PyMethodDef functions[] = {
-    {"task_sampler", task_sampler, METH_NOARGS, "A new TaskSampler over all tracked loops."},
+    {"task_sampler", task_sampler, METH_VARARGS,
+     "task_sampler(old_ns=0) -> a new TaskSampler over all tracked loops; tasks of that age are counted as old"},
     {"task_group_frames", task_group_frames, METH_O, "task_group_frames(number) -> the creation stack of that group"},
     {NULL, NULL, 0, NULL},
 };

@@ -226,7 +226,20 @@ taskstats_need(PyObject *Py_UNUSED(module), PyObject *arg)
     Py_RETURN_NONE;
 }
 
+/* By whoever is told of it: asyncio resets its mark before the task's own end is seen here. */
+static PyObject *
+count_unretrieved(PyObject *Py_UNUSED(module), PyObject *task)
+{
+    lw_task_record *record = lw_groups.needed ? lw_task_record_of(task) : NULL;
+    if (record == NULL || record->group == NULL) {
+        Py_RETURN_FALSE;
+    }
+    record->group->unretrieved++;
+    Py_RETURN_TRUE;
+}
+
 static PyMethodDef functions[] = {
+    {"count_unretrieved", count_unretrieved, METH_O, "count_unretrieved(task): nobody asked for its exception"},
     {"count_tasks", taskstats_need, METH_O,
      "count_tasks(1): count by coroutine from now on; count_tasks(-1): no longer"},
     {NULL, NULL, 0, NULL},

@@ -338,7 +338,14 @@ static PyMethodDef watch_methods[] = {
     {"abandon", (PyCFunction)watch_abandon, METH_NOARGS, "Take the probe away; scopes stay, and find nothing more."},
     {NULL, NULL, 0, NULL},
 };
+static PyObject *
+watch_get_busy_since(Watch *self, void *Py_UNUSED(unused))
+{
+    return PyLong_FromUnsignedLongLong(atomic_load_explicit(&self->w.busy, memory_order_relaxed));
+}
+
 static PyGetSetDef watch_getset[] = {
+    {"busy_since", (getter)watch_get_busy_since, NULL, "When the span that lasts began (monotonic ns); 0: it waits.", NULL},
     {"kind", (getter)watch_get_kind, NULL, "Kind of probe.", NULL},
     {"exact", (getter)watch_get_exact, NULL, "Whether spans are measured by a probe.", NULL},
     {"scopes", (getter)watch_get_scopes, NULL, "Number of open scopes.", NULL},

@@ -24,6 +24,11 @@ class RawSegment(TypedDict):
     callback: str | None  # what the loop called: coroutine or function, qualified
     callback_index: int | None  # which of the iteration's callbacks it was, from 0
     callback_total: int | None  # how many callbacks the iteration ran
+    request: int  # number of the request it, or the GIL's holder, worked for; 0 unknown
+    marks: list[tuple[int, int]]  # of each frame: co_flags; 1 another call than in the segment before, 2 called from C
+    advances: int  # samples of it before which the thread may have run since the sample before
+    shifts: int  # samples of it in which the innermost frame was at another instruction than before
+    slack_ns: int  # between its first sample and the one before, or the block's begin
 
 class RawBlock(TypedDict):
     start_ns: int  # CLOCK_MONOTONIC
@@ -55,6 +60,7 @@ class Watch:
     kind: str  # selector-epoll | selector | uv | trio | generic
     exact: bool  # spans are measured by a probe, not looked for by the watchdog
     scopes: int  # how many are open
+    busy_since: int  # when the span that lasts began (monotonic); 0: it waits
     def __init__(self, loop: Any, kind: str) -> None: ...
     def open_scope(
         self, threshold_ns: int, interval_ns: int, on_block: Callable[[RawBlock], object] | None = None
@@ -83,6 +89,12 @@ def creation_info() -> dict[str, int]: ...  # stacks, bytes: distinct creation s
 
 def count_objects() -> dict[type, tuple[int, int]]:
     """How many objects of each type the garbage collector tracks, and how many bytes they are themselves."""
+
+def referrers(targets: tuple[Any, ...], nanoseconds: int, /) -> tuple[list[tuple[int, Any]], bool]:
+    """What refers to each target, as (its index, what refers to it), and whether time sufficed to see everything."""
+
+def objects_of(types: tuple[type, ...], nanoseconds: int, /) -> tuple[list[tuple[int, Any]], bool]:
+    """The objects of exactly these types that the garbage collector tracks, in the same form."""
 
 # --- what a scope made ---
 
@@ -150,9 +162,10 @@ RawDoing = tuple[str, str | None, int, int, list[RawFrame] | None]
 thread that has the GIL waited for; stack, None where it cannot be read."""
 
 def threads_doing(pairs: Sequence[tuple[int, int]]) -> list[RawDoing]: ...  # pairs: number of a thread state, native id
-def watchdog_tid() -> int: ...  # loopwatch's own thread, 0 if there is none
+def own_tids() -> tuple[int, int]: ...  # loopwatch's own threads: watchdog, capture; 0: there is none
 
-# --- task records ------------------------------------------------------------------------------------------------------
+# --- task records ---
+# --- task records -----------------------------------------------------------------------------------------------------
 
 SCOPE: Final[ContextVar[Any]]  # the token of the guard under which something is created
 
@@ -181,9 +194,11 @@ class TaskFactory:
 
 def tasks_open(loop: Any) -> TaskFactory: ...
 def tasks_close(factory: TaskFactory) -> None: ...
+def tasks_adopt(factory: TaskFactory, tasks: Sequence[Any]) -> int: ...  # records for tasks older than the tracking
 def task_mark() -> int: ...  # the order of the newest record
 def task_record(task: Any) -> TaskRecord | None: ...
 def task_frames(task: Any) -> list[RawFrame] | None: ...  # its creation stack, also while it is being destroyed
+def task_value(task: Any, var: ContextVar[Any]) -> Any: ...  # of a variable, in the task's own context; or None
 def task_token(task: Any) -> Any: ...  # the value of SCOPE in the task's own context, or None
 def task_records(factory: TaskFactory | None, since: int, pending: bool) -> list[tuple[Any, TaskRecord]]: ...
 def task_list_mark(factory: TaskFactory) -> bool: ...  # whether every task of this thread has a record now
@@ -192,6 +207,13 @@ def task_list_look(
 ) -> bool: ...  # records for what came past the factory; whether it could tell
 def task_list_why() -> str | None: ...
 def task_list_hooked() -> bool: ...
+
+# --- requests (requests.c) ---
+
+def requests_watch(var: ContextVar[Any], value: Any) -> bool:
+    """Let samples read `number`, a slot of the values of var like this one; False where that cannot be done."""
+
+def request_here() -> int: ...  # the number that a sample of this thread would read; 0: none
 
 # --- sampled allocations ---
 
@@ -243,6 +265,8 @@ class RawTaskGroup(TypedDict):
     longest_ns: int
     oldest_ns: int
     age_sum_ns: int
+    old: int  # of those pending: at least as old as task_sampler() was asked for
+    old_retained: int  # the same of those done and held
     sites: list[tuple[RawFrame | None, str, int]]  # where they wait, type of what they wait for, how many
     examples: list[Any]  # at most three records of the oldest pending ones: call them for the task
 
@@ -253,7 +277,8 @@ class TaskSampler:
     def result(self) -> list[RawTaskGroup]: ...
 
 def count_tasks(delta: int) -> None: ...  # 1: count tasks by coroutine from now on, -1: no longer
-def task_sampler() -> TaskSampler: ...
+def task_sampler(old_ns: int = 0) -> TaskSampler: ...
+def count_unretrieved(task: Any) -> bool: ...  # a task that dies and whose exception nobody asked for
 def task_group_frames(number: int) -> list[RawFrame]: ...  # creation stack of a group
 def handle_run_active() -> bool: ...
 def future_end(future: Any) -> tuple[str, bool]: ...  # unknown pending returned failed cancelled; never retrieved
@@ -274,3 +299,26 @@ def stuck_tasks(loop: object) -> list[tuple[Any, str]]: ...  # those of a loop (
 def stuck(
     tasks: list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any] | dict[Any, Any],
 ) -> dict[Any, str]: ...
+
+# --- memory ---
+
+RawLink = tuple[str, Any, RawFrame | None]  # how, name or key or index, place of a suspended frame
+
+def held_by(
+    box: list[Any], own_frames: int, skip: tuple[Any, ...]
+) -> tuple[str, Any, int | None, Any, list[tuple[RawLink, Any]]] | None:
+    """What keeps the one object in a list alive: root kind, detail, thread, object, links; newest frames left out."""
+
+# --- blocking calls ---
+
+def calls_report(function: Callable[[Any, int, int, int], bool] | None, threshold_ns: int = 0) -> None:
+    """Tell of each call that took so long: function(callable or code, is C, ns, of which told before) -> told."""
+
+def calls_enter() -> None: ...  # measure the calls of this thread; RuntimeError where another profiler is (3.11)
+def calls_leave() -> None: ...
+def calls_hooks(disable: object) -> tuple[Any, Any, Any, Any]: ...  # 3.12 +: for begin, end, C begin, C end
+def call_guarded(callback: Callable[[Any], object], info: Any) -> None: ...  # its exceptions go to sys.unraisablehook
+def retained(starts: list[Any], limit: int) -> tuple[dict[type, tuple[int, int]], bool, bool]:
+    """What would be freed if these objects went: count and bytes by type; whether cut; whether a frame of it runs."""
+
+def objects_of(types: tuple[type, ...]) -> list[Any]: ...  # of just these types, not of their subclasses

@@ -11,8 +11,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from loopwatch import _core
+from loopwatch import _core, requests
 from loopwatch.findings import CallerContext, Cause, EventLoopBlock, Segment
+from loopwatch.requests import RequestInfo
 from loopwatch.stacks import Frame, frames_from_raw, launcher_frames
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def block_from_raw(
         starved=raw["starved_ns"] / _SECOND,
         stall=raw["stall"],
         missing_reason=_captured_reason(raw) if main else _missing_reason(raw),
+        request=_request(holder or first, segments),
     )
 
 
@@ -79,6 +81,14 @@ def thread_name(native_id: int | None, ident: int | None = None, comm: str | Non
             return file.read().rstrip("\n")
     known = native_id or ident
     return f"thread-{known}" if known else None
+
+
+def _request(main: Segment | None, segments: Sequence[Segment]) -> RequestInfo | None:
+    """The request of the main segment; where its first moments lay before it, that of its task's longest segment."""
+    if main is None or main.request is not None:
+        return None if main is None else main.request
+    same = [part for part in segments if part.request and part.task is not None and part.task == main.task]
+    return max(same, key=lambda part: part.duration).request if same else None
 
 
 def _segment(raw: "RawSegment", caller: CallerContext | None) -> Segment:
@@ -105,6 +115,7 @@ def _segment(raw: "RawSegment", caller: CallerContext | None) -> Segment:
         callback_total=raw["callback_total"],
         samples=raw["samples"],
         omitted=raw["omitted"],
+        request=requests.by_number(raw.get("request", 0)),
     )
 
 

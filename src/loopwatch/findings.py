@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from loopwatch.printable import printable
+from loopwatch.requests import RequestInfo, request_text
 from loopwatch.stacks import format_stack, module_of, qualified_name, user_frame
 
 __all__ = ["CallerContext", "Cause", "EventLoopBlock", "Segment"]
@@ -79,7 +80,8 @@ class Segment:
     """A run of equal samples inside a block: one stack with its share of the time.
 
     ``stack`` is outermost first; ``omitted`` frames in its middle are left out when it is very deep.  ``duration`` is
-    in seconds.  ``callback_index`` counts the callbacks of the loop's iteration from 0.  None means unknown.
+    in seconds.  ``callback_index`` counts the callbacks of the loop's iteration from 0.  ``request`` is what it ran
+    for, where a web integration is used.  None means unknown.
     """
 
     stack: tuple[traceback.FrameSummary, ...] = field(hash=False)
@@ -95,6 +97,7 @@ class Segment:
     callback_total: int | None = None
     samples: int = 0
     omitted: int = 0
+    request: RequestInfo | None = field(default=None, hash=False)
 
     @property
     def detail(self) -> str:
@@ -108,11 +111,13 @@ class EventLoopBlock:
 
     ``block_id`` counts from 1 in each guard; ``duration`` and ``threshold`` are seconds; ``timestamp`` is the Unix time
     at which the block began.  ``blocking_stack`` is where most of it was spent, outermost first; where there is none,
-    ``missing_reason`` says why.  ``callbacks`` is how many callbacks the iteration ran, ``heaviest`` the longest of
-    them with its seconds; ``scattered`` tells that none took over half.  ``holder_thread`` and ``holder_stack`` are
-    those of the thread that held the GIL, if that is the cause.  ``stopped`` and ``starved`` are the seconds of it in
-    which the process, or this thread, was kept from running; ``stall`` tells that they are more than half of it and
-    that what remains is below the threshold: then the machine is to blame, not the program.
+    ``missing_reason`` says why (or, beside a stack, what is doubtful about it).  ``callbacks`` is how many callbacks
+    the iteration ran, ``heaviest`` the longest of them with its seconds; ``scattered`` tells that none took over
+    half.  ``holder_thread`` and ``holder_stack`` are those of the thread that held the GIL, if that is the
+    cause.  ``stopped`` and ``starved`` are the seconds of it in which the process, or this thread, was kept from
+    running; ``stall`` tells that they are more than half of it and that what remains is below the threshold: then the
+    machine is to blame, not the program.  ``request`` holds the route, method and request_id of the web request it ran
+    for, None where there is none or no integration is used.
     """
 
     kind: ClassVar[str] = "block"
@@ -138,6 +143,7 @@ class EventLoopBlock:
     starved: float = field(default=0.0, kw_only=True)
     stall: bool = field(default=False, kw_only=True)
     missing_reason: str | None = field(default=None, kw_only=True)
+    request: RequestInfo | None = field(default=None, kw_only=True, hash=False)
 
     @property
     def culprit(self) -> tuple[str, int, str] | None:
@@ -200,7 +206,8 @@ class EventLoopBlock:
         """Format the blocking stack as a traceback does; where there is none, say why."""
         if not self.blocking_stack:
             return f"  No stack: {self.missing_reason or 'not recorded'}\n"
-        return format_stack(self.blocking_stack)
+        stack = format_stack(self.blocking_stack)
+        return f"{stack}  Beware: {self.missing_reason}\n" if self.missing_reason else stack
 
     def __str__(self) -> str:
         lines = [
@@ -223,6 +230,8 @@ class EventLoopBlock:
             lines.append(f"Task: {printable(self.task)}")
         elif self.callback:
             lines.append(f"Callback: {printable(self.callback)}")
+        if self.request is not None:
+            lines.append(f"Request: {request_text(self.request)}")
         if self.thread_name and self.thread_name != "MainThread":
             lines.append(f"Thread: {printable(self.thread_name)}")
         if self.scattered and self.heaviest is not None:

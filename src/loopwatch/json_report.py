@@ -122,6 +122,7 @@ def _block(block: EventLoopBlock) -> dict[str, Any]:
         "innermost": _place(block.innermost),
         "task": block.task,
         "callback": block.callback,
+        "request": block.request,
         "thread": {"name": block.thread_name, "ident": block.thread_id},
         "loop": block.loop,
         "callbacks": block.callbacks,
@@ -150,6 +151,7 @@ def _segment(segment: Segment) -> dict[str, Any]:
         "callback_index": segment.callback_index,
         "callback_total": segment.callback_total,
         "omitted": segment.omitted,
+        "request": segment.request,
         "holder": holder,
         "stack": _stack(segment.stack),
     }

@@ -64,6 +64,11 @@ class LoopScope:
         return self._entry.watch.exact
 
     @property
+    def watch(self) -> "Watch":
+        """The loop's watch, which all scopes on it share."""
+        return self._entry.watch
+
+    @property
     def inherited(self) -> bool:
         """Whether it was opened before this process was forked off: what it found belongs to the parent."""
         return self._pid != os.getpid()

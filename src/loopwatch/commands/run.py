@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from loopwatch import _core
+from loopwatch.autowatch import AutoWatch
 from loopwatch.blocking import nanoseconds
 from loopwatch.blocks import block_from_raw
-from loopwatch.commands.autowatch import AutoWatch
 from loopwatch.commands.options import EXIT_BLOCKED, RunOptions, parse_run_options
 from loopwatch.commands.program import hide_own_frames, run_code, run_module, run_script
 from loopwatch.json_report import document, write_atomically

@@ -4,14 +4,16 @@ import asyncio
 import gc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loopwatch import _core
 from loopwatch.errors import ExecutorLeakError
-from loopwatch.leaks import owners
 from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.loopfds import open_loops
-from loopwatch.leaks.origins import Resource, ResourceSession, complete, creation_of
+from loopwatch.leaks.origins import Resource, ResourceSession, creation_of, with_holders
+
+if TYPE_CHECKING:
+    from loopwatch.leaks.owners import Search
 
 __all__ = ["ExecutorKind", "LeakedExecutor"]
 
@@ -45,7 +47,7 @@ class LeakedExecutor(Resource):
 
     def facts(self) -> Iterable[tuple[str, str | None]]:
         yield "Workers", self._workers_text()
-        yield "Held by", self.holder
+        yield "Held by", self.holder or self.unsearched
         yield "End it with", "shutdown(), or `with` around its use"
 
 
@@ -90,9 +92,10 @@ class _Session(ResourceSession):
             (self._apart if self.foreign(origin) else self._left).append(leak)
         return list(self._left)
 
+    def complete(self, leaks: Sequence[Any], search: "Search") -> list[Leak]:
+        return with_holders(leaks, [leak.executor_ref for leak in leaks], search)
+
     def apart(self) -> list[Leak]:
-        for leak in self._left:
-            complete([leak], holder=owners.holder_of(leak.executor_ref))
         return list(self._apart)
 
     def cancel(self, leaks: Sequence[Leak]) -> list[Leak]:

@@ -7,7 +7,6 @@ Every question that has no sure answer is answered "not quiescent".
 
 import asyncio
 import concurrent.futures.thread as pools
-import gc
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from loopwatch import _core
+from loopwatch.leaks.owners import instances_of
 
 
 def quiescent(loop: asyncio.AbstractEventLoop) -> str | None:
@@ -89,7 +89,7 @@ def _other_threads_may_call() -> bool:
     if not all(ident in workers and _waits_for_work(frame) for ident, frame in frames.items()):
         return True
     # A worker that has just taken its job looks idle still; the job itself shows.
-    return any(type(thing) is pools._WorkItem and not thing.future.done() for thing in gc.get_objects())
+    return any(not item.future.done() for item in instances_of(pools._WorkItem))
 
 
 def _waits_for_work(frame: FrameType) -> bool:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from traceback import FrameSummary
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from loopwatch import _core
 from loopwatch.errors import DestroyedTaskError, TaskExceptionError
@@ -22,7 +22,7 @@ from loopwatch.leaks.task_scopes import BornTasks, Scope, Token, check_scope
 from loopwatch.loops import running_loop
 from loopwatch.stacks import format_stack, frames_from_raw, making_module, qualified_name, user_frame
 
-__all__ = ["DestroyedTask", "DestroyedTaskKind", "TaskException", "TaskExceptionKind"]
+__all__ = ["DestroyedTask", "DestroyedTaskKind", "ExceptionTap", "TaskException", "TaskExceptionKind"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class _HandlerSession(Session):
         self._apart: list[Leak] = []
         self._born = BornTasks(process=scope == "process")
         self._token = Token()
-        self._handler = _Handler.of(running_loop())
+        self._handler = ExceptionTap.of(running_loop())
         self._handler.sessions.append(self)
 
     def look(self) -> list[Leak]:
@@ -219,13 +219,19 @@ def _creation(task: Any) -> list[FrameSummary] | None:
     return None if raw is None else list(frames_from_raw(raw))
 
 
-class _Handler:
+class ExceptionListener(Protocol):
+    """Who wants to know what a loop's exception handler is told.  Must not keep what is in the context."""
+
+    def told(self, context: Mapping[str, Any]) -> None: ...
+
+
+class ExceptionTap:
     """Stands before one loop's ``call_exception_handler`` while sessions are open on it."""
 
-    _all: ClassVar[dict[int, "_Handler"]] = {}
+    _all: ClassVar[dict[int, "ExceptionTap"]] = {}
 
     def __init__(self, loop: Any) -> None:
-        self.sessions: list[_HandlerSession] = []
+        self.sessions: list[ExceptionListener] = []
         self._loop = loop
         self._own = vars(loop).get("call_exception_handler") if hasattr(loop, "__dict__") else None
         self._below = loop.call_exception_handler
@@ -234,13 +240,13 @@ class _Handler:
             loop.call_exception_handler = self._hook
 
     @classmethod
-    def of(cls, loop: Any) -> "_Handler":
+    def of(cls, loop: Any) -> "ExceptionTap":
         handler = cls._all.get(id(loop))
         if handler is None:
             handler = cls._all[id(loop)] = cls(loop)
         return handler
 
-    def leave(self, session: _HandlerSession) -> None:
+    def leave(self, session: ExceptionListener) -> None:
         if session in self.sessions:
             self.sessions.remove(session)
         if self.sessions or self._all.get(id(self._loop)) is not self:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from loopwatch.findings import place_text
 from loopwatch.leaks.kinds import Leak
+from loopwatch.requests import RequestInfo, request_text
 from loopwatch.stacks import format_stack, is_library, making_module, qualified_name, user_frame
 
 __all__ = ["LeakedTask", "TaskState"]
@@ -36,6 +37,7 @@ class LeakedTask(Leak):
     age: seconds since it was created; None where unknown.  parent: the name of the task that created it.
     cancelling: how many cancellations it has been asked for and not acknowledged.
     show_creation: whether texts show the creation stack.
+    request: route, method and request_id of the web request in whose context it runs; None where there is none.
     """
 
     kind: ClassVar[str] = "task"
@@ -55,6 +57,7 @@ class LeakedTask(Leak):
     show_creation: bool = field(default=False, compare=False)
     missing_reason: str | None = None
     module: str | None = None
+    request: RequestInfo | None = field(default=None, hash=False)
 
     def format_current_stack(self) -> str:
         """The current stack as a traceback shows it; where there is none, say so."""
@@ -88,7 +91,9 @@ class LeakedTask(Leak):
         elif self.current_stack:
             parts.append(f"suspended at {place_text(self.place())}")
         if self.wait:
-            parts.append(f"waits for {self.wait}")
+            parts.append(self.wait)
+        if self.request:
+            parts.append(f"request {request_text(self.request)}")
         return ", ".join([" ".join(parts[:2]), *parts[2:]])
 
     def labels(self) -> Mapping[str, list[str]]:
@@ -106,7 +111,9 @@ class LeakedTask(Leak):
         if self.qualname:
             lines.append(f"  Coroutine: {self.qualname}")
         if self.wait:
-            lines.append(f"  Waits For: {self.wait}")
+            lines.append(f"  Doing: {self.wait}")
+        if self.request:
+            lines.append(f"  Request: {request_text(self.request)}")
         if self.cancelling:
             times = "" if self.cancelling == 1 else f" {self.cancelling} times"
             lines.append(f"  Cancelled: asked{times}, has not ended")

@@ -6,12 +6,12 @@ tasks on the loop meanwhile.  Tokens know the token that they were set under, so
 """
 
 import asyncio
-import gc
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from loopwatch import _core
+from loopwatch.leaks.loopfds import open_loops
 from loopwatch.loops import running_loop
 
 if TYPE_CHECKING:
@@ -143,11 +143,4 @@ def _all_tasks(loop: asyncio.AbstractEventLoop) -> set[Any]:
 
 
 def _all_loops() -> list[asyncio.AbstractEventLoop]:
-    return [item for item in gc.get_objects() if isinstance(item, asyncio.AbstractEventLoop) and not _closed(item)]
-
-
-def _closed(loop: asyncio.AbstractEventLoop) -> bool:
-    try:
-        return loop.is_closed()
-    except Exception:  # half made
-        return True
+    return open_loops()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from traceback import FrameSummary
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
-from loopwatch import _core
+from loopwatch import _core, requests
 from loopwatch.actions import Action, LeakAction
 from loopwatch.errors import TaskLeakError
 from loopwatch.leaks.coroutines import CoroutineKind
@@ -212,6 +212,7 @@ def task_finding(task: Any, record: "TaskRecord | None", show_creation: bool) ->
         show_creation=show_creation,
         missing_reason=reason,
         module=module,
+        request=requests.of_task(task),
     )
 
 

@@ -90,7 +90,7 @@ class TimerKind(Kind):
         return _Session(asyncio.get_running_loop())
 
 
-def _passing_functions() -> tuple[Any, ...]:
+def passing_functions() -> tuple[Any, ...]:
     """The functions by which a timer does no more than wake, or cancel, a task that waits."""
     global _passing
     anyio = sys.modules.get("anyio._backends._asyncio")
@@ -110,7 +110,7 @@ _passing: tuple[Any, ...] = ()
 
 
 @functools.cache
-def _names(kind: Any) -> tuple[str, ...]:
+def scheduling_names(kind: Any) -> tuple[str, ...]:
     """Which methods of a loop to see: call_later goes through call_at in asyncio's own."""
     if issubclass(kind, asyncio.BaseEventLoop) and kind.call_later is asyncio.BaseEventLoop.call_later:
         return ("call_at",)
@@ -121,7 +121,7 @@ class _Session(ResourceSession):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         kind: Any = type(loop)
         self._loop = loop
-        self._timers: Any = _core.timers_begin(loop, _names(kind), _passing_functions())
+        self._timers: Any = _core.timers_begin(loop, scheduling_names(kind), passing_functions())
         super().__init__()
         self._apart: list[Leak] = []
         self._soonest = 0.0
@@ -185,7 +185,7 @@ def _pending_callback(loop: Any, handle: Any) -> Callable[..., Any] | None:
 
 def _leak(loop: Any, handle: Any, callback: Callable[..., Any], origin: "Origin", times: int) -> LeakedTimer:
     creation = creation_of(origin)
-    function = _plain(callback)
+    function = plain_function(callback)
     code = getattr(function, "__code__", None)
     inside = {(frame.filename, qualified_name(frame)) for frame in creation or ()}
     own = code is not None and (code.co_filename, code.co_qualname) in inside
@@ -201,7 +201,7 @@ def _leak(loop: Any, handle: Any, callback: Callable[..., Any], origin: "Origin"
     )
 
 
-def _plain(callback: Any) -> Any:
+def plain_function(callback: Any) -> Any:
     """The function that runs in the end: inside of partials, decorators and methods."""
     while isinstance(callback, functools.partial):
         callback = callback.func

@@ -17,6 +17,7 @@ from loopwatch.actions import Handler, LeakAction
 from loopwatch.errors import LeakError
 from loopwatch.leaks.baseline import Baseline
 from loopwatch.leaks.kinds import Kind, Leak, Session
+from loopwatch.leaks.owners import Search
 from loopwatch.leaks.suppress import Ignore, NameFilter, first_match, fits
 from loopwatch.loops import running_loop
 from loopwatch.visits import current_task
@@ -171,12 +172,14 @@ def _until_clean(watched_rules: Sequence[Watched], body: BaseException | None = 
 def _collect(watched_rules: Sequence[Watched]) -> list[Findings]:
     """What the last look showed, and what was seen apart from it."""
     found = []
+    search = Search()
     for watched in watched_rules:
         if watched.rule.baseline is not None:
             watched.rule.baseline.note(watched.chosen)
         apart = [leak for leak in watched.session.apart() if watched.rule.selects(leak)]
         if watched.found or apart:
-            found.append(Findings(watched.rule, list(watched.found), apart, watched.reason))
+            leaks = watched.session.complete(watched.found, search) if watched.found else []
+            found.append(Findings(watched.rule, leaks, apart, watched.reason))
     return found
 
 
