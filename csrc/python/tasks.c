@@ -196,6 +196,7 @@ task_died(PyObject *Py_UNUSED(self), PyObject *arg)
     if (!Py_IS_TYPE(arg, lw_task_record_type)) {
         Py_RETURN_NONE;
     }
+    Py_INCREF(record); /* whoever calls back does not hold it */
     if (record->flags & LW_TASK_LISTED) {
         lw_tasklist_left(arg);
     }
@@ -208,6 +209,7 @@ task_died(PyObject *Py_UNUSED(self), PyObject *arg)
         take_out(record);
         Py_DECREF(record);
     }
+    Py_DECREF(record);
     Py_RETURN_NONE;
 }
 

@@ -95,9 +95,8 @@ def test_restart_warms_up_again() -> None:
 
 def test_a_bound_needs_samples_in_a_row() -> None:
     bound = Bound(RULE)
-    assert [bound.add(time, value, 100) is not None for time, value in enumerate([150, 150, 90, 150, 150, 150, 150])] == [
-        False, False, False, False, False, True, True,
-    ]  # fmt: skip
+    told = [bound.add(time, value, 100) is not None for time, value in enumerate([150, 150, 90, 150, 150, 150, 150])]
+    assert told == [False, False, False, False, False, True, True]
 
 
 def test_quantiles_and_differences_of_histograms() -> None:
