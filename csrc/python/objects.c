@@ -176,7 +176,8 @@ objects_of(PyObject *Py_UNUSED(module), PyObject *types)
     collection c = {.types = types};
     PyObject *list = NULL, *skip = NULL;
     if (!PyTuple_CheckExact(types)) {
-        return PyErr_Format(PyExc_TypeError, "objects_of() needs a tuple of types, got %.100s", Py_TYPE(types)->tp_name);
+        return PyErr_Format(PyExc_TypeError, "objects_of() needs a tuple of types, got %.100s",
+                            Py_TYPE(types)->tp_name);
     }
     if (lw_visit_gc_objects(collect_one, &c, &skip) == 0) {
         list = c.failed ? PyErr_NoMemory() : PyList_New((Py_ssize_t)c.n);
@@ -194,7 +195,8 @@ objects_of(PyObject *Py_UNUSED(module), PyObject *types)
 }
 
 static PyMethodDef functions[] = {
-    {"objects_of", objects_of, METH_O, "objects_of((type, ...)) -> those that the collector tracks, of just these types"},
+    {"objects_of", objects_of, METH_O,
+     "objects_of((type, ...)) -> those that the collector tracks, of just these types"},
     {"count_objects", count_objects, METH_NOARGS,
      "count_objects() -> {type: (count, bytes)} of what the collector tracks"},
     {NULL, NULL, 0, NULL},
