@@ -161,7 +161,7 @@ count_edge(PyObject *object, void *arg)
     if (at != LW_NO_NODE) {
         g->nodes[at].outside--;
     }
-    return 0;
+    return lw_graph_is_late(g);
 }
 
 static int
@@ -194,7 +194,7 @@ lw_graph_borrowed(PyObject *generator, visitproc visit, void *arg)
 void
 lw_graph_count(lw_graph *g)
 {
-    for (uint32_t i = 0; i < g->n; i++) {
+    for (uint32_t i = 0; i < g->n && !g->late; i++) {
         PyObject *object = g->nodes[i].object;
         if (Py_TYPE(object)->tp_traverse != NULL && !(g->nodes[i].flags & LW_NODE_RUNNING)) {
             (void)Py_TYPE(object)->tp_traverse(object, count_edge, g);

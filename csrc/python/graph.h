@@ -21,6 +21,7 @@
 #ifndef LW_GRAPH_H
 #define LW_GRAPH_H
 
+#include "../core/clock.h"
 #include "compat.h"
 
 #define LW_NO_NODE UINT32_MAX
@@ -38,6 +39,9 @@ typedef struct {
     uint32_t *table; /* owned */
     uint32_t n, room;
     size_t mask;
+    uint64_t deadline; /* of this thread's CPU time, set after lw_graph_take(); 0: none */
+    size_t edges;
+    int late; /* the deadline passed: what was counted or marked is not to be used */
 } lw_graph;
 
 typedef struct {
@@ -52,6 +56,16 @@ static inline size_t
 lw_graph_slot(const lw_graph *g, const PyObject *object)
 {
     return (size_t)(((uintptr_t)object >> 4) * 0x9E3779B97F4A7C15ull >> 20) & g->mask;
+}
+
+/* Whether the deadline has passed; asked for every edge, it looks at the clock rarely. */
+static inline int
+lw_graph_is_late(lw_graph *g)
+{
+    if ((++g->edges & 0x3fff) == 0 && g->deadline != 0 && lw_clock_ns(CLOCK_THREAD_CPUTIME_ID) > g->deadline) {
+        g->late = 1;
+    }
+    return g->late;
 }
 
 /* The number of an object, or LW_NO_NODE. */

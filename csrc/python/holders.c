@@ -89,7 +89,7 @@ keep(pass *p, PyObject *object, const target *found)
 static int
 is_over(pass *p)
 {
-    if (!p->cut && ++p->looked % OBJECTS_A_LOOK == 0 && lw_clock_ns(CLOCK_THREAD_CPUTIME_ID) > p->deadline) {
+    if (!p->cut && p->looked++ % OBJECTS_A_LOOK == 0 && lw_clock_ns(CLOCK_THREAD_CPUTIME_ID) >= p->deadline) {
         p->cut = 1;
     }
     return p->cut;

@@ -1,7 +1,6 @@
 /* reach.c: see reach.h. */
 #include "reach.h"
 
-#include "../core/clock.h"
 #include "awaits.h"
 #include "graph.h"
 #include "layout.h"
@@ -45,27 +44,38 @@ typedef struct {
     PyObject *str_asyncgens, *str_data; /* owned */
     uint32_t current;
     int bits;   /* what the visitor gives */
-    enum { FINE, NO_MEMORY, NO_TIME } failed;
     uint64_t deadline; /* of this thread's CPU time; 0: none */
-    size_t edges;
+    enum { FINE, NO_MEMORY, NO_TIME } failed;
 } graph;
 
-/* Whether there is no time left; asked for every edge, it looks at the clock rarely. */
-static inline int
-is_late(graph *g)
-{
-    if ((++g->edges & 0x3fff) == 0 && g->deadline != 0 && lw_clock_ns(CLOCK_THREAD_CPUTIME_ID) > g->deadline) {
-        g->failed = NO_TIME;
-    }
-    return g->failed == NO_TIME;
-}
-
+<<<<<<< HEAD
 static inline uint32_t
 find(const graph *g, const PyObject *object)
 {
     return lw_graph_find(&g->all, object);
 }
 
+=======
+/* Whether there is no time left; asked for every edge, it looks at the clock rarely. */
+>>>>>>> main
+static inline int
+is_late(graph *g)
+{
+    if (lw_graph_is_late(&g->all) && !g->failed) {
+        g->failed = NO_TIME;
+    }
+    return g->failed == NO_TIME;
+}
+
+<<<<<<< HEAD
+=======
+static inline uint32_t
+find(const graph *g, const PyObject *object)
+{
+    return lw_graph_find(&g->all, object);
+}
+
+>>>>>>> main
 static inline uintptr_t
 load(uintptr_t at)
 {
@@ -431,19 +441,29 @@ take_snapshot(graph *g)
         PyErr_NoMemory();
         return -1;
     }
+<<<<<<< HEAD
+    g->all.deadline = g->deadline;
+=======
     g->edges |= 0x3fff; /* look at the clock now: counting takes as long as numbering did */
     if (is_late(g)) {
         return 0;
     }
+>>>>>>> main
     lw_graph_count(&g->all);
+    if (is_late(g)) {
+        return 0;
+    }
     for (uint32_t i = 0; i < g->all.n; i++) {
         PyObject *object = g->all.nodes[i].object;
         g->all.nodes[i].flags |= flags_of_type(g, Py_TYPE(object));
         ntasks += (g->all.nodes[i].flags & TASK) != 0;
         nweakrefs += PyWeakref_Check(object) && ((PyWeakReference *)object)->wr_callback != NULL;
+<<<<<<< HEAD
+=======
     }
     if (g->failed) {
         return 0;
+>>>>>>> main
     }
     g->tasks = PyMem_RawCalloc(ntasks + 1, sizeof(*g->tasks));
     g->weakrefs = PyMem_RawCalloc(nweakrefs + 1, sizeof(*g->weakrefs));
@@ -602,13 +622,14 @@ judge(PyObject *asked, PyObject *loop, long long nanoseconds)
         set_flag(&g, PyList_GET_ITEM(registries, i), BARRIER);
     }
     if (!g.failed && mark_roots(&g) < 0) {
-        g.failed = NO_MEMORY;
+        PyErr_NoMemory();
         goto end;
     }
     do {
         settle(&g);
     } while (!g.failed && finalizable_garbage(&g));
     if (g.failed == NO_MEMORY) {
+        PyErr_NoMemory();
         goto end;
     }
     result = PyList_New(0);
@@ -631,9 +652,6 @@ judge(PyObject *asked, PyObject *loop, long long nanoseconds)
         Py_XDECREF(entry);
     }
 end:
-    if (g.failed == NO_MEMORY) {
-        PyErr_NoMemory();
-    }
     free_graph(&g);
     if (was_enabled) {
         PyGC_Enable();

@@ -196,7 +196,7 @@ task_died(PyObject *Py_UNUSED(self), PyObject *arg)
     if (!Py_IS_TYPE(arg, lw_task_record_type)) {
         Py_RETURN_NONE;
     }
-    Py_INCREF(record); /* whoever calls back does not hold it */
+    Py_INCREF(record); /* who calls a weak reference's callback holds none, and the set's may be the last */
     if (record->flags & LW_TASK_LISTED) {
         lw_tasklist_left(arg);
     }

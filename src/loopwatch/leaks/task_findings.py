@@ -60,9 +60,15 @@ class LeakedTask(Leak):
     show_creation: bool = field(default=False, compare=False)
     missing_reason: str | None = None
     module: str | None = None
+<<<<<<< HEAD
+    wait_kind: str | None = field(default=None, compare=False)
+    proof: str | None = field(default=None, compare=False)
+    request: RequestInfo | None = field(default=None, hash=False)
+=======
     request: RequestInfo | None = field(default=None, hash=False)
     wait_kind: str | None = field(default=None, compare=False)
     proof: str | None = field(default=None, compare=False)
+>>>>>>> main
 
     def format_current_stack(self) -> str:
         """The current stack as a traceback shows it; where there is none, say so."""
@@ -116,8 +122,12 @@ class LeakedTask(Leak):
         if self.qualname:
             lines.append(f"  Coroutine: {self.qualname}")
         if self.wait:
+<<<<<<< HEAD
+            lines.append(f"  Doing: {self.wait}")
+=======
             what = self.wait.removeprefix("waits for ")
             lines.append(f"  Now: it {what}" if what == self.wait else f"  Waits For: {what}")
+>>>>>>> main
         if self.proof:
             lines.append(f"  Proof: {self.proof}")
         if self.request:
