@@ -114,9 +114,8 @@ def test_forked_workers_have_one_of_their_own(tmp_path: Path) -> None:
                 left = [asyncio.create_task(stuck()) for _ in range(3)]
                 await asyncio.sleep(0)
                 reading = loopwatch.autostart.start_from_environment().read()
-                stuck = [one.alive for one in reading.coroutines if one.qualname.endswith("stuck")]
-                print(os.getpid() != parent, stuck,
-                      len(reading.loops), flush=True)
+                alive = [one.alive for one in reading.coroutines if one.qualname.endswith("stuck")]
+                print(os.getpid() != parent, alive, len(reading.loops), flush=True)
             asyncio.run(main())
 
         parent = os.getpid()

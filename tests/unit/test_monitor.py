@@ -24,7 +24,7 @@ if not hasattr(_core, "count_tasks"):
     pytest.skip("needs the C core", allow_module_level=True)
 
 from loopwatch.monitor import Alarm, CoroutineReading, Monitor, Reading
-from loopwatch.monitor import monitor as monitor_module
+from loopwatch.monitor import running as monitor_module
 
 
 async def forever() -> None:
