@@ -193,10 +193,9 @@ class TaskSession(Session):
     def end(self) -> None:
         try:
             self._token.close()
-        except Exception:
-            pass
-        finally:
             self._born.close()
+        except Exception:
+            logging.getLogger("loopwatch").exception("loopwatch could not end a look for tasks")
         self._owner = None
         self._apart = []
         self._known = {}
