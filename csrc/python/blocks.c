@@ -160,7 +160,8 @@ segment_dict(const lw_segment *seg, const lw_textbuf *text, enum lw_cause cause,
         held ? lw_frames_list(seg->holder_frames, seg->holder_n, text) : Py_NewRef(Py_None), "task",
         text_or_none(text, seg->task), "callback", text_or_none(text, seg->callback), "callback_index",
         int_or_none(seg->index, seg->index >= 0), "callback_total", int_or_none(seg->total, seg->total >= 0), "marks",
-        frame_marks(seg), "advances", (unsigned)seg->advances, "shifts", (unsigned)seg->shifts, "slack_ns", (unsigned long long)slack);
+        frame_marks(seg), "advances", (unsigned)seg->advances, "shifts", (unsigned)seg->shifts, "slack_ns",
+        (unsigned long long)slack);
 }
 
 static uint64_t
