@@ -281,7 +281,8 @@ calls_report(PyObject *Py_UNUSED(module), PyObject *args)
     if (function != Py_None) {
         lw_ticks_start();
         threshold_ns = (uint64_t)threshold;
-        threshold_ticks = lw_ticks_of(threshold_ns - threshold_ns / 64); /* the rate is rough at first: tell() is exact */
+        threshold_ticks =
+            lw_ticks_of(threshold_ns - threshold_ns / 64); /* the rate is rough at first: tell() is exact */
         report = Py_NewRef(function);
     }
     Py_XDECREF(before);

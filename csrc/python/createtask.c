@@ -1,10 +1,13 @@
 /* createtask.c: see createtask.h. */
 #include "createtask.h"
 
+#include "layout.h"
+
 typedef struct {
     PyObject_HEAD vectorcallfunc call;
     PyObject *loop;     /* owned */
     lw_task_loop *home; /* owned while it stands there, else NULL */
+    PyObject *keywords; /* owned, or NULL: {"loop": loop} */
     PyTypeObject *type; /* borrowed: the loop's, as it was last looked at */
     unsigned int tag;/* its version then; 0: not looked at */
     int plain;          /* what was found */
@@ -154,6 +157,33 @@ bound(create_task *self)
     return result;
 }
 
+/* The same as lw_task_make() for asyncio's own Task and no keywords, which needs no new dict. */
+static PyObject *
+make_plain(create_task *self, PyObject *coro)
+{
+    PyObject *type = PyDict_GetItemWithError(tasks_dict, task_str), *keywords = self->keywords; /* borrowed; ours now */
+    PyObject *args = NULL, *task = NULL;
+    if (type == NULL || (uintptr_t)type != lw_alay.task_type) {
+        return lw_task_make(self->loop, coro, NULL, NULL);
+    }
+    self->keywords = NULL;
+    if (keywords == NULL) {
+        keywords = PyDict_New();
+        if (keywords == NULL || PyDict_SetItemString(keywords, "loop", self->loop) < 0) {
+            goto done;
+        }
+    }
+    args = PyTuple_Pack(1, coro);
+    task = args ? PyObject_Call(type, args, keywords) : NULL;
+    if (task != NULL && self->keywords == NULL && Py_REFCNT(keywords) == 1) {
+        self->keywords = Py_NewRef(keywords);
+    }
+done:
+    Py_XDECREF(args);
+    Py_XDECREF(keywords);
+    return task;
+}
+
 static PyObject *
 call_create_task(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *kwnames)
 {
@@ -170,7 +200,7 @@ call_create_task(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
     }
     lw_task_loop *home = (lw_task_loop *)Py_NewRef(self->home);
     uint64_t seq = lw_tasks_next_seq();
-    task = lw_task_make(self->loop, args[0], args + 1, kwnames);
+    task = kwnames == NULL ? make_plain(self, args[0]) : lw_task_make(self->loop, args[0], args + 1, kwnames);
     if (task != NULL && home->trackers > 0 && lw_task_record_of(task) == NULL) {
         (void)lw_task_record_new(home, task, seq, 0);
     }
@@ -234,6 +264,7 @@ create_task_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->loop);
     Py_VISIT(self->home);
+    Py_VISIT(self->keywords);
     return 0;
 }
 
@@ -244,6 +275,7 @@ create_task_dealloc(PyObject *op)
     PyTypeObject *type = Py_TYPE(op);
     PyObject_GC_UnTrack(op);
     Py_CLEAR(self->home);
+    Py_CLEAR(self->keywords);
     Py_CLEAR(self->loop);
     PyObject_GC_Del(op);
     Py_DECREF(type);

@@ -143,61 +143,7 @@ done:
     return result;
 }
 
-typedef struct {
-    PyObject *types;   /* borrowed tuple */
-    PyObject **found;  /* owned, of owned objects */
-    size_t n, room;
-    int failed;
-} collection;
-
-static int
-collect_one(PyObject *op, void *arg)
-{
-    collection *c = arg;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(c->types); i++) {
-        if (Py_IS_TYPE(op, (PyTypeObject *)PyTuple_GET_ITEM(c->types, i))) {
-            if (c->n == c->room) {
-                size_t room = c->room ? c->room * 2 : 256;
-                PyObject **found = PyMem_RawRealloc(c->found, room * sizeof(*found));
-                if (found == NULL) {
-                    c->failed = 1;
-                    return 0;
-                }
-                c->found = found;
-                c->room = room;
-            }
-            c->found[c->n++] = Py_NewRef(op);
-            break;
-        }
-    }
-    return 1;
-}
-
-static PyObject *
-objects_of(PyObject *Py_UNUSED(module), PyObject *types)
-{
-    collection c = {.types = types};
-    PyObject *list = NULL, *skip = NULL;
-    if (!PyTuple_CheckExact(types)) {
-        return PyErr_Format(PyExc_TypeError, "objects_of() needs a tuple of types, got %.100s", Py_TYPE(types)->tp_name);
-    }
-    if (lw_visit_gc_objects(collect_one, &c, &skip) == 0) {
-        list = c.failed ? PyErr_NoMemory() : PyList_New((Py_ssize_t)c.n);
-    }
-    for (size_t i = 0; i < c.n; i++) {
-        if (list != NULL) {
-            PyList_SET_ITEM(list, (Py_ssize_t)i, c.found[i]);
-        }
-        else {
-            Py_DECREF(c.found[i]);
-        }
-    }
-    PyMem_RawFree(c.found);
-    return list;
-}
-
 static PyMethodDef functions[] = {
-    {"objects_of", objects_of, METH_O, "objects_of((type, ...)) -> those that the collector tracks, of just these types"},
     {"count_objects", count_objects, METH_NOARGS,
      "count_objects() -> {type: (count, bytes)} of what the collector tracks"},
     {NULL, NULL, 0, NULL},

@@ -217,7 +217,8 @@ retained(PyObject *Py_UNUSED(module), PyObject *args)
     }
     keep_what_is_held_elsewhere(&s);
     types = by_type(&s);
-    result = types == NULL ? NULL : Py_BuildValue("(OOO)", types, s.cut ? Py_True : Py_False, s.running ? Py_True : Py_False);
+    result = types == NULL ? NULL
+                           : Py_BuildValue("(OOO)", types, s.cut ? Py_True : Py_False, s.running ? Py_True : Py_False);
 end:
     lw_graph_free(&s.g);
     if (was_enabled) {

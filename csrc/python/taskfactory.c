@@ -192,7 +192,8 @@ tasks_adopt(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     }
     if (!Py_IS_TYPE(factory, lw_task_factory_type) || ((lw_task_loop *)factory)->trackers <= 0) {
-        return PyErr_Format(PyExc_ValueError, "tasks_adopt() takes a TaskFactory with an open tracker, got %R", factory);
+        return PyErr_Format(PyExc_ValueError, "tasks_adopt() takes a TaskFactory with an open tracker, got %R",
+                            factory);
     }
     fast = PySequence_Fast(tasks, "tasks_adopt() takes a sequence of tasks");
     if (fast == NULL) {
@@ -201,8 +202,9 @@ tasks_adopt(PyObject *Py_UNUSED(module), PyObject *args)
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(fast); i++) {
         PyObject *task = PySequence_Fast_GET_ITEM(fast, i);
         if (lw_task_record_of(task) == NULL) {
-            n += lw_task_record_new((lw_task_loop *)factory, task, lw_tasks_next_seq(), LW_TASK_ADOPTED | LW_TASK_UNSEEN)
-                 != NULL;
+            n +=
+                lw_task_record_new((lw_task_loop *)factory, task, lw_tasks_next_seq(), LW_TASK_ADOPTED | LW_TASK_UNSEEN)
+                != NULL;
         }
     }
     result = PyLong_FromLong(n);

@@ -24,9 +24,9 @@ static struct {
     int watchers;
 } registry;
 
-/* The set that holds records of ours, and three fields of it; owned, kept for good. */
+/* The set that holds records of ours, and its fields; owned, kept for good. */
 static struct {
-    PyObject *set, *data, *pending, *iterating;
+    PyObject *set, *data, *remove, *pending, *iterating;
 } listed;
 static PyObject *add_callable, *add_str, *get_loop_str; /* owned */
 
@@ -118,11 +118,36 @@ remember_set(void)
     if (listed.set == NULL && iterating != NULL && PySet_CheckExact(iterating) && registry.pending != NULL) {
         listed.set = Py_NewRef(registry.set);
         listed.data = Py_NewRef(registry.data);
+        listed.remove = Py_NewRef(registry.remove);
         listed.pending = Py_NewRef(registry.pending);
         listed.iterating = Py_NewRef(iterating);
     }
     Py_XDECREF(iterating);
     PyErr_Clear();
+}
+
+/* The same where we stood before, and nobody else stands now.  Whether it could. */
+static int
+put_hook_again(PyObject *tasks)
+{
+    PyObject *dict = tasks ? PyModule_GetDict(tasks) : NULL, *own = NULL;
+    int done = 0;
+    if (listed.set != NULL && dict != NULL
+        && (PyDict_GetItemString(dict, "_scheduled_tasks") == listed.set
+            || (PyDict_GetItemString(dict, "_scheduled_tasks") == NULL
+                && PyDict_GetItemString(dict, "_all_tasks") == listed.set))) {
+        own = PyObject_GenericGetDict(listed.set, NULL);
+        if (own != NULL && PyDict_GetItem(own, add_str) == NULL && PyDict_SetItem(own, add_str, add_callable) == 0) {
+            registry.set = Py_NewRef(listed.set);
+            registry.data = Py_NewRef(listed.data);
+            registry.remove = Py_NewRef(listed.remove);
+            registry.pending = Py_NewRef(listed.pending);
+            done = 1;
+        }
+        Py_XDECREF(own);
+    }
+    PyErr_Clear();
+    return done;
 }
 
 /* Steps in for the set's add(); where it cannot, direct tasks go unseen. */
@@ -132,6 +157,9 @@ put_hook(void)
     PyObject *tasks = PyImport_ImportModule("asyncio.tasks"), *own = NULL;
     const char *names[] = {"_scheduled_tasks", "_all_tasks"};
     if (registry.set != NULL) { /* still there from last time, below another's */
+        goto done;
+    }
+    if (put_hook_again(tasks)) {
         goto done;
     }
     for (int i = 0; i < 2 && tasks != NULL && registry.set == NULL; i++) {

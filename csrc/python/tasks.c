@@ -132,6 +132,7 @@ new_record(PyObject *task)
         args = PyTuple_Pack(2, task, died_callback);
     }
     if (args != NULL) {
+        PyObject_GC_UnTrack(args); /* nobody may come upon it with a hole in it */
         record = _PyWeakref_RefType.tp_new(lw_task_record_type, args, NULL);
     }
     if (args != NULL && Py_REFCNT(args) == 1 && spare == NULL) {

@@ -322,5 +322,3 @@ def calls_hooks(disable: object) -> tuple[Any, Any, Any, Any]: ...  # 3.12 +: fo
 def call_guarded(callback: Callable[[Any], object], info: Any) -> None: ...  # its exceptions go to sys.unraisablehook
 def retained(starts: list[Any], limit: int) -> tuple[dict[type, tuple[int, int]], bool, bool]:
     """What would be freed if these objects went: count and bytes by type; whether cut; whether a frame of it runs."""
-
-def objects_of(types: tuple[type, ...]) -> list[Any]: ...  # of just these types, not of their subclasses

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from loopwatch import _core
 from loopwatch.memory import Chain, MemoryLeakDetector, held_by
 
 app = types.ModuleType("app")
@@ -411,11 +412,11 @@ def reference_length(target: object, roots: dict[str, object]) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_graphs_against_a_slow_search(seed: int) -> None:
     dice = random.Random(seed)
-    made: list[Any] = [dice.choice([list, dict, Order, set])() for _ in range(60)]
-    for _ in range(90):
+    made: list[Any] = [dice.choice([list, dict, Order, set])() for _ in range(30)]
+    for _ in range(45):
         one, other = dice.sample(made, 2)
         if isinstance(one, list):
             one.append(other)
@@ -425,30 +426,20 @@ def test_random_graphs_against_a_slow_search(seed: int) -> None:
             setattr(one, f"a{len(vars(one))}", other)
         elif isinstance(other, Order):
             one.add(other)
-    put([made[0], made[1]])
+    put(made[:8])
     targets = [each for each in made if isinstance(each, Order)]
     made = []
+    lengths = []
     for target in targets:
         expected = reference_length(target, vars(app))
-        searched = [target]
-        chain = held_by_only(searched, targets)
+        raw = _core.held_by([target], 0, (targets,))
         if expected is None:
-            assert chain is None or chain.kind != "module"
+            assert raw is None or raw[0] != "module"
         else:
-            assert chain is not None and chain.kind == "module", (expected, chain)
-            steps = sum(2 if link.how == "attribute" and not plain_values() else 1 for link in chain.links)
-            assert len(chain.links) <= expected, (expected, chain)
-            assert steps >= len(chain.links)
-
-
-def plain_values() -> bool:
-    return sys.version_info >= (3, 13)
-
-
-def held_by_only(box: list[Any], aside: list[Any]) -> Chain | None:
-    from loopwatch.memory.held import find_chain
-
-    return find_chain(box, 2, (aside,))
+            assert raw is not None and raw[0] == "module"
+            assert len(raw[4]) == expected + 1  # the module's own link to its dict
+            lengths.append(expected)
+    assert lengths
 
 
 def test_searches_leave_nothing_behind() -> None:
@@ -459,7 +450,7 @@ def test_searches_leave_nothing_behind() -> None:
     for _ in range(6):
         gc.collect()
         blocks = sys.getallocatedblocks()
-        for _ in range(20):
+        for _ in range(5):
             held_by(order)
         gc.collect()
         drifts.append(sys.getallocatedblocks() - blocks)
@@ -482,7 +473,7 @@ def test_while_other_threads_make_and_drop_objects() -> None:
     try:
         order = Order()
         put([order])
-        for _ in range(30):
+        for _ in range(8):
             assert str(held_by(order)).startswith("module app -> list holder -> index 0")
     finally:
         end.set()

@@ -21,7 +21,7 @@ from loopwatch.stacks import frames_from_raw, is_library, is_runner
 _MS = 1e6
 _COROUTINE = 0x80 | 0x100 | 0x200  # CO_COROUTINE, CO_ITERABLE_COROUTINE, CO_ASYNC_GENERATOR
 _DEEPEST = 200  # frames of a stack told
-_LOOP_NAMES = ("_run_once", "run_forever", "run_until_complete", "unrolled_run")
+LOOP_NAMES = ("_run_once", "run_forever", "run_until_complete", "unrolled_run")
 _POLLS = ("select", "get_events")
 _TOOL_IDS = (2, 4, 3, 5, 1, 0)  # of sys.monitoring: that for profilers first
 
@@ -135,7 +135,7 @@ def _free_tool(monitoring: Any) -> int:
 
 def _is_loop(frame: FrameType) -> bool:
     code = frame.f_code
-    return code.co_name in _LOOP_NAMES and is_library(code.co_filename)
+    return code.co_name in LOOP_NAMES and is_library(code.co_filename)
 
 
 def _is_poll(frame: FrameType | None) -> bool:

@@ -5,18 +5,18 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from loopwatch import _core
 from loopwatch.autowatch import AutoWatch
 from loopwatch.blocking import nanoseconds
-from loopwatch.calls.exact import Listener, engine
+from loopwatch.calls.exact import LOOP_NAMES, Listener, engine
 from loopwatch.calls.info import BlockingCallInfo
 from loopwatch.calls.paths import PathFilter
 from loopwatch.calls.sampled import calls_of
 from loopwatch.loops import LoopScope, open_scope
-from loopwatch.stacks import is_own
+from loopwatch.stacks import is_runner
 
 if TYPE_CHECKING:
     from loopwatch._core import RawBlock
@@ -207,19 +207,17 @@ _measured = _Measured()
 
 
 def _frames_below(frame: FrameType | None) -> int:
-    """How many frames lie below what a loop calls: all of a thread's where it is about to run, else up to its first
-    coroutine."""
-    frames: list[FrameType] = []
+    """How many frames lie below what the loop of this thread calls: those up to its own innermost one, and up to the
+    first coroutine beyond that; all of them where the loop has no frame and runs no coroutine yet."""
+    codes: list[CodeType] = []
     while frame is not None:
-        frames.append(frame)
+        codes.append(frame.f_code)
         frame = frame.f_back
-    while frames and is_own(frames[0].f_code.co_filename) and frames[0].f_code.co_name != "run_forever":
-        del frames[0]
-    frames.reverse()
-    for depth, found in enumerate(frames):
-        if found.f_code.co_flags & 0x80:  # CO_COROUTINE
-            return depth
-    return len(frames)
+    codes.reverse()
+    loops = [depth for depth, code in enumerate(codes) if code.co_name in LOOP_NAMES and is_runner(code.co_filename)]
+    begin = loops[-1] + 1 if loops else 0
+    coroutines = (depth for depth in range(begin, len(codes)) if codes[depth].co_flags & 0x80)  # CO_COROUTINE
+    return next(coroutines, begin or len(codes))
 
 
 def _milliseconds(value: float) -> int:

@@ -109,6 +109,7 @@ def _c_run(before: Run | None, segment: "RawSegment", caller: Run | None, place:
 
 
 def is_c_call(run: Run) -> bool:
-    """Whether most of a C run was spent in C code, not waiting for the GIL or a CPU."""
+    """Whether a C run was spent in C code, not waiting for the GIL.  A CPU is waited for everywhere."""
     inside = sum(part["duration_ns"] for part in run.segments if part["cause"] in _IN_C)
-    return run.is_c and inside * 2 >= run.duration_ns
+    waiting = sum(part["duration_ns"] for part in run.segments if part["cause"] == "gil")
+    return run.is_c and inside > 0 and inside >= waiting

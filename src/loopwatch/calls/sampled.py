@@ -30,13 +30,10 @@ def calls_of(raw: "RawBlock", threshold_ns: int, paths: PathFilter, base: int) -
     first = {id(part): _first_depth(part, base) for part in raw["segments"]}
     told = [run for run in runs if _is_told(run, threshold_ns, paths, first[id(run.segments[0])])]
     covered = {id(part) for run in told for part in run.segments}
-    own = _own_code(raw["segments"], runs, covered, paths, first)
+    own = _own_code(runs, covered, threshold_ns, paths, first)
     thread = thread_name(raw["thread_native_id"], raw["thread_ident"])
     found = [_call_info(run, paths, first[id(run.segments[0])], thread) for run in reversed(told)]
-    for coroutine, parts in own:
-        spent = sum(part["duration_ns"] for part in parts)
-        if spent >= threshold_ns:
-            found.append(_own_info(coroutine, parts, paths, first[id(parts[0])], thread))
+    found += [_own_info(run, parts, first[id(parts[0])], thread) for run, parts in own]
     return found
 
 
@@ -54,29 +51,27 @@ def _is_told(run: Run, threshold_ns: int, paths: PathFilter, first: int) -> bool
         return False
     if not run.is_c:
         return paths.passes(run.frame[0])
+    shifts = sum(part["shifts"] for part in run.segments)  # so often it returned: short calls are their caller's
+    if run.duration_ns < threshold_ns * (shifts + 1):
+        return False
     return is_c_call(run) and any(paths.passes(frame[0]) for frame in run.segments[0]["frames"][first:])
 
 
 def _own_code(
-    segments: "Sequence[RawSegment]",
-    runs: Sequence[Run],
-    covered: set[int],
-    paths: PathFilter,
-    first: dict[int, int],
+    runs: Sequence[Run], covered: set[int], threshold_ns: int, paths: PathFilter, first: dict[int, int]
 ) -> "list[tuple[Run, list[RawSegment]]]":
-    """For each coroutine, the segments in which it was the innermost one and no call is told."""
-    at: dict[int, Run] = {}  # segment: the innermost coroutine in it
-    for run in runs:
-        if run.is_coroutine and paths.passes(run.frame[0]):
-            for part in run.segments:
-                if run.depth >= first[id(part)] and (id(part) not in at or at[id(part)].depth < run.depth):
-                    at[id(part)] = run
-    own: dict[int, tuple[Run, list[RawSegment]]] = {}
-    for part in segments:
-        found = at.get(id(part))
-        if found is not None and id(part) not in covered:
-            own.setdefault(id(found), (found, []))[1].append(part)
-    return list(own.values())
+    """The coroutines that took long by themselves, with the segments that no told call explains.
+
+    The innermost one is asked first; what is too short for it is left to the one that awaits it.
+    """
+    found = []
+    coroutines = [run for run in runs if run.is_coroutine and paths.passes(run.frame[0])]
+    for run in sorted(coroutines, key=lambda run: -run.depth):
+        parts = [part for part in run.segments if id(part) not in covered and run.depth >= first[id(part)]]
+        if sum(part["duration_ns"] for part in parts) >= threshold_ns:
+            found.append((run, parts))
+            covered.update(map(id, parts))
+    return found
 
 
 def _call_info(run: Run, paths: PathFilter, first: int, thread: str | None) -> BlockingCallInfo:
@@ -94,9 +89,7 @@ def _call_info(run: Run, paths: PathFilter, first: int, thread: str | None) -> B
     )
 
 
-def _own_info(
-    run: Run, parts: "list[RawSegment]", paths: PathFilter, first: int, thread: str | None
-) -> BlockingCallInfo:
+def _own_info(run: Run, parts: "list[RawSegment]", first: int, thread: str | None) -> BlockingCallInfo:
     heaviest = max(parts, key=lambda part: part["duration_ns"])
     spent = sum(part["duration_ns"] for part in parts)
     totals: dict[str, int] = {}

@@ -11,6 +11,7 @@ import inspect
 import linecache
 import re
 import sys
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +57,7 @@ def calls_by_name(frame: "RawFrame", name: str) -> bool:
 def in_loop(frame: "RawFrame") -> bool | None:
     """Whether a loop or a comprehension of the function around it repeats a frame's line; None: not known."""
     found = _function(frame[0], frame[2], frame[1])
-    if found is None:
-        return None
-    tree, offset = found
-    line = frame[2] - offset
-    return any(first <= line <= last for first, last in _loops(tree))
+    return None if found is None else any(first <= frame[2] <= last for first, last in found.loops)
 
 
 def _text(frame: "RawFrame") -> str | None:
@@ -134,10 +131,9 @@ def _stem(node: ast.expr) -> str:
 
 def _is_local(frame: "RawFrame", name: str) -> bool:
     found = _function(frame[0], frame[2], frame[1])
-    return found is not None and name in _locals(found[0])
+    return found is not None and name in found.names
 
 
-@functools.lru_cache(maxsize=256)
 def _locals(tree: ast.AST) -> frozenset[str]:
     names = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
@@ -147,9 +143,8 @@ def _locals(tree: ast.AST) -> frozenset[str]:
     return frozenset(names)
 
 
-@functools.lru_cache(maxsize=256)
-def _loops(tree: ast.AST) -> tuple[tuple[int, int], ...]:
-    """First and last lines of what is repeated in a function's own body."""
+def _loops(tree: ast.AST, offset: int) -> tuple[tuple[int, int], ...]:
+    """First and last lines of what is repeated in a function's own body, OFFSET lines further down."""
     found: list[tuple[int, int]] = []
     left: list[ast.AST] = list(ast.iter_child_nodes(tree))
     while left:
@@ -162,12 +157,20 @@ def _loops(tree: ast.AST) -> tuple[tuple[int, int], ...]:
             found.append((node.lineno, node.end_lineno or node.lineno))
         if not isinstance(node, _SCOPES):
             left += ast.iter_child_nodes(node)
-    return tuple(found)
+    return tuple((first + offset, last + offset) for first, last in found)
 
 
-@functools.lru_cache(maxsize=1024)
-def _function(filename: str, line: int, qualname: str) -> tuple[ast.AST, int] | None:
-    """The function around a line, parsed on its own, and how many lines stand before it."""
+@dataclass(frozen=True)
+class _Function:
+    """What is kept of a function's source: its local names, and the lines that its loops repeat."""
+
+    names: frozenset[str]
+    loops: tuple[tuple[int, int], ...]
+
+
+@functools.lru_cache(maxsize=512)
+def _function(filename: str, line: int, qualname: str) -> _Function | None:
+    """The function around a line, parsed on its own."""
     offer_source(filename)
     lines = linecache.getlines(filename)
     name = qualname.rpartition(".")[2]
@@ -194,7 +197,9 @@ def _function(filename: str, line: int, qualname: str) -> tuple[ast.AST, int] | 
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     function = tree.body[0] if isinstance(tree, ast.If) else tree
-    return (function, first - 1) if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) else None
+    if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+        return None
+    return _Function(_locals(function), _loops(function, first - 1))
 
 
 def _indent(text: str) -> int:

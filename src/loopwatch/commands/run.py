@@ -79,9 +79,9 @@ class Recorder:
         interval_ns = max(min(_CHECK_INTERVAL_NS, threshold_ns // 10), _SHORTEST_INTERVAL_NS)
         self.growth: GrowthWatch | None = None
         if options.monitor:
-            from loopwatch.commands.growthwatch import GrowthWatch
+            from loopwatch.commands import growthwatch
 
-            self.growth = GrowthWatch(options, self.terminal)
+            self.growth = growthwatch.GrowthWatch(options, self.terminal)
         self.watch = AutoWatch(threshold_ns, interval_ns, self.on_block, self.summary.add_loop, self.on_failure)
 
     def start(self) -> None:

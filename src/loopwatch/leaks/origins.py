@@ -101,8 +101,7 @@ def creation_of(origin: "Origin | None") -> list[FrameSummary] | None:
     """The stack of a making, from the first frame that is the program's: those outside run every program."""
     if origin is None:
         return None
-    # a line of 0: what the interpreter puts between a class and its __init__
-    frames: list[FrameSummary] = list(frames_from_raw(raw for raw in origin.frames() if raw[2] > 0))
+    frames: list[FrameSummary] = list(frames_from_raw(origin.frames()))
     while len(frames) > 1 and is_runner(frames[0].filename):
         del frames[0]
     for number in range(len(frames) - 1, 0, -1):  # what a loop called: the frames before it say how it was started

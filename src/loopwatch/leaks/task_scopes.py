@@ -107,20 +107,22 @@ class BornTasks:
             raise
         self._mark = _core.task_mark()
 
-    def pairs(self, *, pending: bool) -> "Iterator[tuple[Any, TaskRecord | None]]":
+    def pairs(self, *, pending: bool) -> "list[tuple[Any, TaskRecord | None]]":
         """Each task with its record, oldest first; without one where it came past the factory."""
+        found: list[tuple[Any, TaskRecord | None]] = []
         for tracked in self._tracked.values():
             if tracked.factory is None:
                 continue
             if tracked.marked:
                 _core.task_list_look(self._mark, tracked.whole)
-            yield from _core.task_records(tracked.factory, self._mark, pending)
+            found += _core.task_records(tracked.factory, self._mark, pending)
             if tracked.before is not None:
-                yield from _unrecorded(tracked.loop, tracked.before)
+                found += _unrecorded(tracked.loop, tracked.before)
         if self._process:
             for loop in _all_loops():
                 if id(loop) not in self._tracked:  # it was made meanwhile, and so were its tasks
-                    yield from _unrecorded(loop, ())
+                    found += _unrecorded(loop, ())
+        return found
 
     def close(self) -> None:
         for tracked in self._tracked.values():

@@ -142,10 +142,14 @@ class TaskSession(Session):
 
     def look(self) -> list[Leak]:
         self._apart = []
-        here = current_task()
         found: list[Leak] = []
+        pairs = self._born.pairs(pending=True)
+        if not pairs:
+            self._known = {}
+            return found
+        here = current_task()
         known: dict[int, tuple[Any, LeakedTask]] = {}
-        for task, record in self._born.pairs(pending=True):
+        for task, record in pairs:
             if task is here or task is self._owner:
                 continue
             if self._scope == "descendants" and not self._token.covers_task(task):
@@ -187,10 +191,11 @@ class TaskSession(Session):
         return [task_finding(task, record, self._show_creation) for task, record in self._apart if not task.done()]
 
     def end(self) -> None:
-        with contextlib.suppress(Exception):
+        try:
             self._token.close()
-        with contextlib.suppress(Exception):
             self._born.close()
+        except Exception:
+            logging.getLogger("loopwatch").exception("loopwatch could not end a look for tasks")
         self._owner = None
         self._apart = []
         self._known = {}

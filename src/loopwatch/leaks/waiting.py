@@ -8,6 +8,7 @@ import contextlib
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,11 +64,19 @@ class Watched:
     refused: Sequence[Any] = ()
     reason: str | None = None
 
+    def only_refused(self) -> bool:
+        """Whether all that is found could not be asked to end, so that waiting is for nothing."""
+        return bool(self.refused) and not Counter(map(_identity, self.found)) - Counter(map(_identity, self.refused))
+
     def look(self) -> Sequence[Any]:
         baseline = self.rule.baseline
         self.chosen = [leak for leak in self.session.look() if self.rule.selects(leak)]
         self.found = self.chosen if baseline is None else baseline.new(self.chosen)
         return self.found
+
+
+def _identity(leak: Leak) -> tuple[Any, ...]:
+    return leak.kind, leak.name, leak.place()
 
 
 @dataclass
@@ -82,6 +91,14 @@ class Findings:
 
     def error(self) -> LeakError:
         return self.rule.kind.error.of(self.leaks, self.apart, self.reason)
+
+
+def all_clean(watched_rules: Sequence[Watched]) -> bool:
+    """Whether nothing at all is left or was seen, so that there is nothing to judge."""
+    for watched in reversed(watched_rules):
+        if watched.rule.baseline is not None or watched.session.look() or watched.session.apart():
+            return False
+    return True
 
 
 class WaitNoMoreError(Exception):
@@ -136,7 +153,7 @@ def _until_clean(watched_rules: Sequence[Watched], body: BaseException | None = 
         left = 0.0
         for watched in waiting:
             grace = min(watched.grace, longest)
-            if not watched.look() or passed >= grace:
+            if not watched.look() or passed >= grace or watched.only_refused():
                 continue
             watched.reason = watched.session.settled()
             if watched.reason is None:

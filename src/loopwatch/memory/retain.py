@@ -12,6 +12,9 @@ _TASKS: tuple[type, ...] = (asyncio.Task, getattr(asyncio.tasks, "_PyTask", asyn
 __all__ = ["Retained", "RetainedTask", "all_tasks_alive", "retained", "retained_tasks"]
 
 
+_NO_LIMIT = 1 << 60  # nanoseconds
+
+
 @dataclass(frozen=True)
 class Retained:
     """What would be freed: how many objects, how many bytes, and both by type name, the most bytes first.
@@ -87,8 +90,7 @@ class RetainedTask:
 def all_tasks_alive() -> "list[asyncio.Task[Any]]":
     """Every asyncio task of every loop and thread that lives, done or not."""
     kinds = tuple(kind for kind in _core.count_objects() if issubclass(kind, _TASKS))
-    found: list[asyncio.Task[Any]] = _core.objects_of(kinds)
-    return found
+    return [task for _, task in _core.objects_of(kinds, _NO_LIMIT)[0]]
 
 
 def retained_tasks(limit: int = 10, own_frames: int = 2) -> list[RetainedTask]:
