@@ -63,6 +63,7 @@ class Watched:
     found: Sequence[Any] = ()
     refused: Sequence[Any] = ()
     reason: str | None = None
+    fresh: bool = False  # it was looked at just now
 
     def only_refused(self) -> bool:
         """Whether all that is found could not be asked to end, so that waiting is for nothing."""
@@ -96,7 +97,8 @@ class Findings:
 def all_clean(watched_rules: Sequence[Watched]) -> bool:
     """Whether nothing at all is left or was seen, so that there is nothing to judge."""
     for watched in reversed(watched_rules):
-        if watched.rule.baseline is not None or watched.session.look() or watched.session.apart():
+        watched.fresh = True
+        if watched.look() or watched.rule.baseline is not None or watched.session.apart():
             return False
     return True
 
@@ -153,7 +155,9 @@ def _until_clean(watched_rules: Sequence[Watched], body: BaseException | None = 
         left = 0.0
         for watched in waiting:
             grace = min(watched.grace, longest)
-            if not watched.look() or passed >= grace or watched.only_refused():
+            found = watched.found if watched.fresh else watched.look()
+            watched.fresh = False
+            if not found or passed >= grace or watched.only_refused():
                 continue
             watched.reason = watched.session.settled()
             if watched.reason is None:
