@@ -166,10 +166,11 @@ def test_two_that_cancel_all_at_once_leave_the_manager_open() -> None:
         let_go = asyncio.Event()
 
         async def slow_to_end() -> None:
-            try:
-                await forever()
-            finally:
-                await let_go.wait()
+            while not let_go.is_set():
+                try:
+                    await let_go.wait()
+                except asyncio.CancelledError:
+                    pass
 
         manager.create_task(slow_to_end())
         await asyncio.sleep(0)

@@ -90,7 +90,7 @@ class TaskManager:
         no task afterwards.  Raises RuntimeError where it has a scope, or had one.
         """
         if self._closed is not None or self._group is not None or self._cancelling:
-            raise RuntimeError("this TaskManager is cancelling its tasks, has, or had, a scope: make a TaskManager for each")
+            raise RuntimeError("this TaskManager has, or had, a scope, or is cancelling: make one for each")
         async with asyncio.TaskGroup() as group:
             self._group = group
             try:
@@ -129,11 +129,11 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]], deadline: float) -
 def hanging(task: asyncio.Task[Any], seconds: float) -> str:
     """Say that a task did not end after it was cancelled, what it waits for and where."""
     from loopwatch.leaks.waits import wait_of
-    from loopwatch.stacks import user_frame
+    from loopwatch.stacks import qualified_name, user_frame
 
     wait = wait_of(task)
-    frame = user_frame(wait.frames)
-    place = "" if frame is None else f", at {frame.filename}:{frame.lineno} in {frame.name}"
+    frame = user_frame(wait.frames) if wait.frames else None
+    place = "" if frame is None else f", at {frame.filename}:{frame.lineno} in {qualified_name(frame)}"
     return f"Task {task.get_name()!r} did not end within {seconds:g} s of its cancellation: it {wait.text}{place}"
 
 
