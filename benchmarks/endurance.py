@@ -158,7 +158,8 @@ class Run:
         for number, (at, alarm) in enumerate(self.alarms):
             good = number == 0 and alarm.kind == fault and alarm.place is not None
             good = good and alarm.place[0] == __file__ and alarm.place[1] == expected
-            self.say(f"{fault}: after {at - began:.1f} s ({(at - began) / self.window:.2f} windows): {alarm.headline()}")
+            taken = at - began
+            self.say(f"{fault}: after {taken:.1f} s ({taken / self.window:.2f} windows): {alarm.headline()}")
             if not good:
                 self.wrong.append(f"{fault}: expected one alarm at line {expected}, got {alarm}")
         if not self.alarms:

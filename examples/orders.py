@@ -1,4 +1,4 @@
-"""An order service whose event loop is blocked in nine ways, each for a different reason, and which forgets four things.
+"""An order service whose event loop is blocked in nine ways, and which forgets four things.
 
 Starlette on uvicorn, SQLite on disk, and a client in a process of its own that keeps the service busy with small
 requests and now and then asks for something that blocks.  It serves for about eight seconds and ends by itself:
@@ -263,10 +263,10 @@ async def stock_levels() -> AsyncIterator[int]:
 
 
 async def first_stock_level(request: Request) -> JSONResponse:
-    # The generator stays suspended after the break: contextlib.aclosing() around it would end it.
+    # The generator stays suspended after the return: contextlib.aclosing() around it would end it.
     async for level in stock_levels():  # leak: generator
-        break
-    return JSONResponse({"level": level})
+        return JSONResponse({"level": level})
+    return JSONResponse({"level": None})
 
 
 async def add_display(request: Request) -> JSONResponse:
@@ -277,7 +277,7 @@ async def add_display(request: Request) -> JSONResponse:
     return JSONResponse({}, 201)
 
 
-# --- what is all right ---------------------------------------------------------------------------------------------------
+# --- what is all right -----------------------------------------------------------------------------------------------
 
 
 async def started(work: Callable[[threading.Event], None], request: Request) -> None:
@@ -343,6 +343,7 @@ async def serve(shop: Shop) -> int:
             await serving
             for task in app.state.tasks:
                 task.cancel()
+    shop.database.close()
     return code
 
 
@@ -350,7 +351,6 @@ async def serve_and_look(shop: Shop) -> int:
     async with no_leaks(action=tell, blocking=False):
         code = await serve(shop)
     shop.mail_sent.set()
-    shop.database.close()
     return code
 
 

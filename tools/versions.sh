@@ -4,15 +4,18 @@
 # Looked for, in this order: python3.X on PATH, pyenv's, and, for root, Debian releases in folders made by debootstrap
 # (about a minute and 750 MB each the first time; kept in LOOPWATCH_ROOTS, by default the cache folder).
 # VERSIONS="3.11 3.15" chooses; one that is chosen by name and cannot be had is a failure, else it is only told.
-# Each version gets LIMIT seconds. PYTEST_ARGS are added to pytest's.
+# Each version gets LIMIT seconds. PYTEST_ARGS are added to pytest's. Tests marked slow run on the version that SLOW names
+# only, by default the last one; SLOW=all: on every version.
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")/.." && pwd)
 if [ "$(id -u)" -eq 0 ]; then cache=${XDG_CACHE_HOME:-/var/cache}; else cache=${XDG_CACHE_HOME:-$HOME/.cache}; fi
 roots=${LOOPWATCH_ROOTS:-$cache/loopwatch}
-limit=${LIMIT:-600}
+limit=${LIMIT:-900}
 chosen=${VERSIONS:-}
 known="3.11 3.12 3.13 3.14 3.15"
+last=${chosen:-$known}
+slow=${SLOW:-${last##* }}
 work=$(mktemp -d)
 trap 'rm -rf "$work"; [ -z "${copy_in_root:-}" ] || rm -rf "$copy_in_root"' EXIT
 trap 'exit 130' INT TERM
@@ -106,6 +109,11 @@ complete() {
     done
 }
 
+# Which tests a version runs, for pytest -m.
+tests_of() {
+    if [ "$slow" = all ] || [ "$slow" = "$1" ]; then echo "slow or not slow"; else echo "not slow"; fi
+}
+
 # A copy of what git tracks (and of what it would): builds leave nothing in the checkout, nor it in them.
 copy_to() {
     mkdir -p "$1"
@@ -133,7 +141,8 @@ run_here() {
     local python=$1 checkout=$work/$2/loopwatch
     copy_to "$checkout" || return 1
     # shellcheck disable=SC2086
-    timeout --kill-after=10 "$limit" sh -c "$steps" sh "$python" "$checkout" ${PYTEST_ARGS:-} </dev/null
+    timeout --kill-after=10 "$limit" sh -c "$steps" sh "$python" "$checkout" -m "$(tests_of "$2")" ${PYTEST_ARGS:-} \
+        </dev/null
 }
 
 # In a mount namespace of its own: what is mounted goes with its last process, however that ends.
@@ -159,7 +168,8 @@ run_in_root() {
         mount --rbind /dev "$root/dev"
         export HOME=/root LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
         exec chroot "$root" sh -c "$steps" sh "$@"
-    ' sh "$root" "$steps" "/usr/bin/python$version" "$inside" ${PYTEST_ARGS:-} </dev/null
+    ' sh "$root" "$steps" "/usr/bin/python$version" "$inside" -m "$(tests_of "$version")" ${PYTEST_ARGS:-} \
+        </dev/null
     local status=$?
     rm -rf "$copy_in_root"
     copy_in_root=""

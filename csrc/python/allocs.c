@@ -144,7 +144,7 @@ running_coroutine(void)
         return NULL;
     }
     loop = PyObject_CallNoArgs(state.running_loop);
-    if (loop != NULL && loop != Py_None) {
+    if (loop != NULL && loop != Py_None && Py_TYPE(loop)->tp_hash == PyBaseObject_Type.tp_hash) { /* none of its own */
         task = state.current_task != NULL ? PyObject_CallOneArg(state.current_task, loop)
                                           : Py_XNewRef(PyDict_GetItemWithError(state.tasks_by_loop, loop));
     }
@@ -175,19 +175,16 @@ take(uintptr_t at, size_t size)
     state.inside = 1;
     int collecting = PyGC_Disable();
     PyErr_Fetch(&type, &value, &traceback);
-    sample *s = &state.slots[find(at)];
-    if (s->at == 0) {
-        s->at = at;
-        s->size = size;
-        s->weight = (uint64_t)((double)size / -expm1(-(double)size / state.mean));
-        s->born_ns = lw_now_ns();
-        s->creation = lw_creation_here_quiet(0);
-        s->coroutine = running_coroutine();
-        uint8_t *count = filter_at(at);
-        *count += *count < 255;
-        state.live++;
-        state.taken++;
-    }
+    strike_out(at); /* one that was freed behind our back */
+    sample new = {.at = at, .size = size, .born_ns = lw_now_ns()};
+    new.weight = (uint64_t)((double)size / -expm1(-(double)size / state.mean));
+    new.creation = lw_creation_here_quiet(0);
+    new.coroutine = running_coroutine(); /* calls C functions: the table may change meanwhile */
+    state.slots[find(at)] = new;
+    uint8_t *count = filter_at(at);
+    *count += *count < 255;
+    state.live++;
+    state.taken++;
     PyErr_Restore(type, value, traceback);
     if (collecting) {
         PyGC_Enable();
@@ -258,10 +255,31 @@ on_top(const hook *h)
     return now.malloc == hook_malloc && now.ctx == h;
 }
 
+/* Does an allocation come by here?  Another tool may have put the allocators back over us. */
+static int
+reached(const hook *h)
+{
+    int64_t left = state.left;
+    state.left = INT64_MAX;
+    void *probe = h->domain == PYMEM_DOMAIN_MEM ? PyMem_Malloc(1) : PyObject_Malloc(1);
+    int came = state.left != INT64_MAX;
+    if (h->domain == PYMEM_DOMAIN_MEM) {
+        PyMem_Free(probe);
+    }
+    else {
+        PyObject_Free(probe);
+    }
+    state.left = left;
+    return came;
+}
+
 static void
 install(hook *h)
 {
     PyMemAllocatorEx ours = {h, hook_malloc, hook_calloc, hook_realloc, hook_free};
+    if (h->installed && !reached(h)) {
+        h->installed = 0; /* somebody who was there before us ended, and put back what he had found */
+    }
     if (!h->installed) {
         PyMem_GetAllocator(h->domain, &h->original);
         PyMem_SetAllocator(h->domain, &ours);
@@ -334,6 +352,7 @@ static PyObject *
 alloc_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     state.on = 0;
+    memset(filter, 0, sizeof(filter)); /* what is freed from here on is not looked up: the table stands still */
     uninstall(&hooks[0]);
     uninstall(&hooks[1]);
     for (size_t i = 0; state.slots != NULL && i < SLOTS; i++) {
@@ -345,7 +364,6 @@ alloc_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
             }
         }
     }
-    memset(filter, 0, sizeof(filter));
     state.live = 0;
     if (!hooks[0].installed && !hooks[1].installed) {
         free(state.slots);
@@ -367,6 +385,13 @@ alloc_read(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 
     if (!state.on) {
         PyErr_SetString(PyExc_RuntimeError, "allocations are not being sampled: start that first");
+        return NULL;
+    }
+    if (!reached(&hooks[0]) || !reached(&hooks[1])) {
+        PyErr_SetString(
+            PyExc_RuntimeError,
+            "the sampling of allocations was cut off: a tool that was on before it, such as tracemalloc, was "
+            "stopped and put the allocators back as it had found them. Stop this trace, and start it anew");
         return NULL;
     }
     state.inside++; /* what this makes is no part of the picture */
@@ -415,6 +440,7 @@ void
 lw_allocs_pause(void)
 {
     state.on = 0;
+    memset(filter, 0, sizeof(filter)); /* nor look up what is freed: pending calls are over */
 }
 
 static PyMethodDef functions[] = {

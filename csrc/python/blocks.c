@@ -123,8 +123,26 @@ cause_of(const lw_sampler *s, uint32_t i, int short_of_cpu)
     return cause;
 }
 
+/* What is known of each frame, outermost first: (flags of its code object, marks). */
 static PyObject *
-segment_dict(const lw_segment *seg, const lw_textbuf *text, enum lw_cause cause, uint64_t duration)
+frame_marks(const lw_segment *seg)
+{
+    PyObject *list = PyList_New(seg->nframes);
+    for (int i = 0; list != NULL && i < seg->nframes; i++) {
+        const lw_frame *f = &seg->frames[seg->nframes - 1 - i];
+        PyObject *item = Py_BuildValue("(iI)", f->code_flags, (unsigned)f->marks);
+        if (item == NULL) {
+            Py_CLEAR(list);
+            break;
+        }
+        PyList_SET_ITEM(list, i, item);
+    }
+    return list;
+}
+
+/* SLACK: how long before its first sample the one before was taken. */
+static PyObject *
+segment_dict(const lw_segment *seg, const lw_textbuf *text, enum lw_cause cause, uint64_t duration, uint64_t slack)
 {
     const char *call = cause == LW_SYSCALL || cause == LW_IMPORT ? lw_syscall_name(seg->syscall) : NULL;
     char number[32];
@@ -134,7 +152,7 @@ segment_dict(const lw_segment *seg, const lw_textbuf *text, enum lw_cause cause,
     }
     int held = cause == LW_GIL && seg->holder_id != 0;
     return Py_BuildValue(
-        "{s:N,s:i,s:K,s:I,s:s,s:z,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:l}", "frames",
+        "{s:N,s:i,s:K,s:I,s:s,s:z,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:l,s:N,s:I,s:I,s:K}", "frames",
         lw_frames_list(seg->frames, seg->nframes, text), "omitted", seg->omitted, "duration_ns",
         (unsigned long long)duration, "samples", (unsigned)seg->samples, "cause", lw_cause_names[cause], "syscall",
         call, "holder_id", int_or_none(seg->holder_id, held), "holder_comm",
@@ -142,7 +160,8 @@ segment_dict(const lw_segment *seg, const lw_textbuf *text, enum lw_cause cause,
         held ? lw_frames_list(seg->holder_frames, seg->holder_n, text) : Py_NewRef(Py_None), "task",
         text_or_none(text, seg->task), "callback", text_or_none(text, seg->callback), "callback_index",
         int_or_none(seg->index, seg->index >= 0), "callback_total", int_or_none(seg->total, seg->total >= 0), "request",
-        held ? seg->holder_request : seg->request);
+        held ? seg->holder_request : seg->request, "marks", frame_marks(seg), "advances", (unsigned)seg->advances,
+        "shifts", (unsigned)seg->shifts, "slack_ns", (unsigned long long)slack);
 }
 
 static uint64_t
@@ -206,6 +225,7 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
     for (uint32_t i = 0; i < s->n; i++) {
         const lw_segment *seg = &s->segs[i];
         uint64_t left = i == 0 ? s->span : (s->segs[i - 1].last_ns + seg->first_ns) / 2;
+        uint64_t before = clip(i == 0 ? s->span : s->segs[i - 1].last_ns, from, until);
         uint64_t right = i + 1 == s->n ? until : (seg->last_ns + s->segs[i + 1].first_ns) / 2;
         left = clip(left, from, until);
         right = clip(right, from, until);
@@ -213,7 +233,8 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
             continue;
         }
         captured += seg->captured;
-        item = segment_dict(seg, &s->text, cause_of(s, i, starved * 10 > duration), right - left);
+        item = segment_dict(seg, &s->text, cause_of(s, i, starved * 10 > duration), right - left,
+                            seg->first_ns > before ? seg->first_ns - before : 0);
         if (item == NULL || PyList_Append(segments, item) < 0) {
             goto fail;
         }
@@ -221,7 +242,7 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
     }
     if (s->n == 0 && gil_at_begin(self, from, until) * 2 > duration) {
         const lw_segment waited = {.syscall = -1, .index = -1, .total = -1};
-        item = segment_dict(&waited, &s->text, LW_GIL, gil_at_begin(self, from, until));
+        item = segment_dict(&waited, &s->text, LW_GIL, gil_at_begin(self, from, until), 0);
         if (item == NULL || PyList_Append(segments, item) < 0) {
             goto fail;
         }

@@ -49,6 +49,8 @@ put_frame(PyFrameObject *frame, lw_frame *out)
     out->end_line = out->end_line > 0 ? out->end_line : 0;
     out->file = put_attribute((PyObject *)code, "co_filename");
     out->name = put_attribute((PyObject *)code, "co_qualname");
+    out->code_flags = code->co_flags;
+    out->at = out->instr;
     Py_DECREF(code);
 }
 
@@ -177,7 +179,8 @@ lw_capture_fork(void)
 {
     pthread_mutex_init(&lock, NULL);
     pthread_cond_init(&wake, NULL);
-    asked = running = 0;
+    asked = 0;
+    atomic_store(&running, 0);
     atomic_store(&own_tid, 0);
 }
 

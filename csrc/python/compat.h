@@ -41,10 +41,11 @@ typedef struct {
     size_t cf_frame;
     size_t ts_interp, ts_native_id, ts_next;
     size_t fr_previous, fr_code, fr_instr, fr_owner, fr_locals, fr_size;
+    size_t fr_entry;     /* 3.11, else 0: says that C code began this frame; later a frame of the C stack's lies below it */
     size_t fr_stack_top; /* 3.14 +, else 0: pointer past the newest slot of a suspended frame */
     int fr_first_foreign_owner; /* owners from this one on are not Python code */
     size_t gen_frame, gen_state; /* in generators, coroutines, async generators: their own frame, and its state */
-    size_t co_filename, co_qualname, co_linetable, co_firstlineno, co_code, co_size;
+    size_t co_filename, co_qualname, co_linetable, co_firstlineno, co_code, co_flags, co_size;
     size_t in_threads, in_gc_collecting;
     size_t in_gil;            /* interp: pointer to the GIL; unused when gil_fixed */
     uintptr_t gil_fixed;      /* the GIL's address where it is process-wide */
@@ -98,6 +99,9 @@ lw_compat_layout(lw_layout *l)
     l->fr_instr = offsetof(_PyInterpreterFrame, prev_instr);
     l->fr_owner = offsetof(_PyInterpreterFrame, owner);
     l->fr_locals = offsetof(_PyInterpreterFrame, localsplus);
+#if PY_VERSION_HEX < 0x030C0000
+    l->fr_entry = offsetof(_PyInterpreterFrame, is_entry);
+#endif
     l->fr_first_foreign_owner = 3;
     l->gen_frame = offsetof(PyGenObject, gi_iframe);
     l->gen_state = offsetof(PyGenObject, gi_frame_state);
@@ -161,6 +165,7 @@ lw_compat_layout(lw_layout *l)
     l->dk_count = offsetof(PyDictKeysObject, dk_nentries);
     l->dk_entries = offsetof(PyDictKeysObject, dk_indices);
 #endif
+    l->co_flags = offsetof(PyCodeObject, co_flags); /* a public struct: the same within a minor release */
     l->ts_size = sizeof(PyThreadState);
     l->fr_size = l->fr_locals;
     l->co_size = l->co_code;
@@ -393,6 +398,44 @@ lw_tasks_in_linked_list(void)
 #else
     return 1;
 #endif
+}
+
+/* Whether an object's reference count is only a mark.  3.12 brought immortal objects; what it and 3.14 write there is 2**32 - 1
+ * and 3 * 2**30, both far above any count. */
+static inline int
+lw_is_immortal(PyObject *op)
+{
+#if PY_VERSION_HEX < 0x030C0000
+    (void)op;
+    return 0;
+#else
+    return Py_REFCNT(op) >= (Py_ssize_t)1 << 30;
+#endif
+}
+
+/* Where a frame object points to the frame that it stands for: the word after f_back, on all versions. */
+static inline uintptr_t
+lw_frame_of_object(PyObject *frame)
+{
+    return *(uintptr_t *)((char *)frame + sizeof(PyObject) + sizeof(void *));
+}
+
+/* Whether instances keep their attributes where the interpreter likes: in a dict made on demand. */
+static inline int
+lw_has_managed_dict(PyTypeObject *type)
+{
+#if PY_VERSION_HEX < 0x030C0000
+    return type->tp_dictoffset < 0; /* 3.11 marks it so */
+#else
+    return (type->tp_flags & Py_TPFLAGS_MANAGED_DICT) != 0;
+#endif
+}
+
+/* Whether a dict's keys are its own, not shared with the other instances of a class. */
+static inline int
+lw_dict_owns_keys(PyObject *dict)
+{
+    return ((PyDictObject *)dict)->ma_values == NULL;
 }
 
 #endif

@@ -338,18 +338,27 @@ lw_creation_frames(const lw_creation *c)
     return lw_creation_frames_from(c, 0);
 }
 
+/* Whether a frame is what the interpreter puts between a class and its __init__ (3.13 and later). */
+static int
+is_shim(const place *at)
+{
+    PyCodeObject *code = (PyCodeObject *)at->code;
+    return code->co_filename == code->co_name && PyUnicode_CompareWithASCIIString(code->co_name, "__init__") == 0;
+}
+
 PyObject *
 lw_creation_frames_from(const lw_creation *c, int skip)
 {
-    int n = c && c->n > skip ? c->n - skip : 0;
-    PyObject *list = PyList_New(n);
-    for (int i = 0; list != NULL && i < n; i++) {
-        PyObject *frame = raw_frame(&c->at[skip + n - 1 - i]);
-        if (frame == NULL) {
-            Py_CLEAR(list);
-            break;
+    PyObject *list = PyList_New(0);
+    for (int i = c ? c->n - 1 : -1; list != NULL && i >= skip; i--) {
+        if (is_shim(&c->at[i])) {
+            continue;
         }
-        PyList_SET_ITEM(list, i, frame);
+        PyObject *frame = raw_frame(&c->at[i]);
+        if (frame == NULL || PyList_Append(list, frame) < 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(frame);
     }
     return list;
 }

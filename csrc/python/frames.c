@@ -159,7 +159,11 @@ lw_walk_stack(uintptr_t tstate, lw_walk *walk)
             first_instr = raw->instr;
         }
         if ((signed char)head[lw_lay.fr_owner] < lw_lay.fr_first_foreign_owner) {
+            raw->from_c = lw_lay.fr_entry != 0 && head[lw_lay.fr_entry] != 0;
             walk->n++;
+        }
+        else if (walk->n > 0) {
+            walk->raw[walk->n - 1].from_c = 1;
         }
         if (previous == frame) {
             walk->moved = 1;
@@ -214,8 +218,11 @@ lw_decode_frame(const lw_rawframe *raw, lw_frame *out, lw_textbuf *text)
     memcpy(&qualname, head + lw_lay.co_qualname, sizeof(qualname));
     memcpy(&linetable, head + lw_lay.co_linetable, sizeof(linetable));
     memcpy(&first_line, head + lw_lay.co_firstlineno, sizeof(first_line));
+    memcpy(&out->code_flags, head + lw_lay.co_flags, sizeof(out->code_flags));
+    out->marks = 0;
     out->code = raw->code;
-    out->instr = raw->instr;
+    out->instr = out->at = raw->instr;
+    out->frame = raw->frame;
     out->file = lw_textbuf_str(text, filename);
     out->name = lw_textbuf_str(text, qualname);
     intptr_t index = ((intptr_t)raw->instr - (intptr_t)(raw->code + lw_lay.co_code)) / 2;

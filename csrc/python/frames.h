@@ -32,6 +32,7 @@ typedef struct {
     uintptr_t code;  /* borrowed, foreign: may dangle, only ever read safely */
     uintptr_t instr;
     uintptr_t frame;
+    int from_c; /* C code called it, not the frame below */
 } lw_rawframe;
 
 typedef struct {
@@ -46,6 +47,10 @@ typedef struct {
     uintptr_t code, instr;
     int line, end_line, col, end_col;
     uint32_t file, name; /* offsets into the text buffer */
+    int code_flags;      /* CO_COROUTINE and the like */
+    /* Of the newest sample of a segment (sampler.h); zero elsewhere. */
+    uint32_t marks;
+    uintptr_t frame, at; /* the frame's address, and its instruction then */
 } lw_frame;
 
 /* Strings, deduplicated by the address of the str they came from. */

@@ -13,6 +13,7 @@
 #include "allocs.h"
 #include "awaits.h"
 #include "asyncgens.h"
+#include "calls.h"
 #include "layout.h"
 #include "reach.h"
 #include "openings.h"
@@ -22,6 +23,9 @@
 #include "requests.h"
 #include "futurestate.h"
 #include "loopstats.h"
+#include "heldby.h"
+#include "holders.h"
+#include "retained.h"
 #include "objects.h"
 #include "taskstats.h"
 #include "tasklist.h"
@@ -178,11 +182,15 @@ layout_init(PyObject *Py_UNUSED(module))
 static int (*const concepts[])(PyObject *) = {
     layout_init, /* first: all others may ask it */
     lw_watch_init,
+    lw_scope_init,
     lw_probe_select_init,
     lw_creation_init,
     lw_objects_init,
+    lw_heldby_init,
+    lw_retained_init,
     lw_awaits_init,
     lw_reach_init,
+    lw_holders_init,
     lw_tasks_init,
     lw_taskfactory_init,
     lw_tasklist_init,
@@ -199,6 +207,7 @@ static int (*const concepts[])(PyObject *) = {
     lw_asyncgens_init,
     lw_timers_init,
     lw_requests_init,
+    lw_calls_init,
 };
 /* clang-format on */
 

@@ -9,6 +9,12 @@
  * callback asks libuv's own clock (milliseconds, read once a poll anyway)
  * whether time went by after all.
  *
+ * libuv runs I/O callbacks (a protocol's data_received) inside its poll, before
+ * the check callback.  The same clock was read as the poll returned, so the
+ * span begins there, give or take half a millisecond.  A callback that starts
+ * a timer sets that clock anew: then the span begins where the watchdog met the
+ * thread outside of the poll call (look.c), up to a quarter threshold later.
+ *
  * libuv's functions are looked up in uvloop's own extension module, which
  * exports them or is linked with them; sizes come from uv_handle_size.  The
  * handles are unref'd, so they keep no loop alive; their memory is freed by
@@ -21,6 +27,7 @@
 #include <stdlib.h>
 
 #include "../core/clock.h"
+#include "../core/sysname.h"
 #include "loopstats.h"
 
 #define UV_CHECK 2
@@ -46,6 +53,7 @@ typedef struct {
     void *loop;
     int open;     /* handles not closed yet */
     int skip;     /* this iteration should not wait: the check callback has nothing to do … */
+    uint64_t polled; /* when the poll began */
     uint64_t time; /* … unless libuv's own clock (ms) went on since it last ran */
 } uv_probe;
 
@@ -90,6 +98,7 @@ on_prepare(void *handle)
             return;
         }
     }
+    p->polled = now;
     p->skip = uv.backend_timeout(p->loop) == 0;
     if (p->skip) {
         lw_mark_busy(w, now);
@@ -99,13 +108,38 @@ on_prepare(void *handle)
     }
 }
 
+/* The poll is over, and so are its callbacks: the span began when it returned. */
+static void
+begin_span(uv_probe *p, lw_watch *w, uint64_t time)
+{
+    uint64_t now = lw_now_ns(), start = time * 1000000 + 500000;
+    uint64_t busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
+    start = start < p->polled ? p->polled : start > now ? now : start;
+    if (busy != 0 && (!p->skip || now - busy > 1000000)) {
+        const lw_sampler *seen = &w->sampler;
+        lw_watch_lock(w);
+        int met = p->skip ? seen->span == busy && seen->n > 0 && !lw_syscall_is_poll(seen->segs[0].syscall)
+                          : atomic_load(&w->met) > 1;
+        if (busy < start && met) {
+            start = busy;
+        }
+        if (w->sampler.span == busy) { /* the samples taken meanwhile are of this span */
+            w->sampler.span = start;
+        }
+        lw_mark_busy(w, start);
+        lw_watch_unlock(w);
+        return;
+    }
+    lw_mark_busy(w, start);
+}
+
 static void
 on_check(void *handle)
 {
     uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(uv.handle_size(UV_PREPARE)) - ALIGNED(sizeof(uv_probe)));
     uint64_t time = uv.now(p->loop);
     if ((!p->skip || time != p->time) && p->watch != NULL) {
-        lw_mark_busy(&p->watch->w, lw_now_ns());
+        begin_span(p, &p->watch->w, time);
     }
     p->time = time;
 }

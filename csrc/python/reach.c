@@ -1,11 +1,8 @@
-/* reach.c: see reach.h.
- *
- * Objects are numbered in the order of gc.get_objects(), whose list keeps them
- * alive; a hash table finds the number of an address.  Edges are not stored:
- * they are asked for again by tp_traverse when an object is marked. */
+/* reach.c: see reach.h. */
 #include "reach.h"
 
 #include "awaits.h"
+#include "graph.h"
 #include "layout.h"
 
 enum {
@@ -15,7 +12,6 @@ enum {
     BARRIER = 8,    /* reached, but never gone into: asyncio's registries, the caller's own list */
     COMMON = 16,    /* rule 4, where "leads to" stops: modules, types, loops, global dictionaries */
     OURS = 32,      /* of a type of loopwatch */
-    RUNNING = 64,   /* a generator that executes: its frame is a running frame, whatever traversal shows */
     LIVE_TASK = 128,
     SUSPENDED = 256, /* a task, by the definition of the header */
     TASK = 512,
@@ -23,30 +19,20 @@ enum {
 };
 
 typedef struct {
-    PyObject *object; /* borrowed from the list of all */
-    Py_ssize_t outside;
-    uint32_t waits; /* of a suspended task: its place in graph.tasks */
-    uint32_t flags;
-} node;
-
-typedef struct {
     uint32_t task, future, coro; /* numbers; NONE: not tracked by the collector */
     PyObject *future_object, *coro_object, *callback, *callback_tuple; /* borrowed from the task */
     int seen;
 } waiting;
 
-#define NONE UINT32_MAX
+#define NONE LW_NO_NODE
 #define TYPES 1024 /* a power of two */
 
 typedef struct {
-    node *nodes; /* owned */
+    lw_graph all; /* a suspended task's `extra` is its place in `tasks` */
     struct {
         PyTypeObject *type;
         uint32_t flags;
     } types[TYPES]; /* by address: what their objects get as flags */
-    uint32_t n;
-    uint32_t *table; /* owned */
-    size_t mask;
     uint32_t *stack; /* owned; number << 1 | under way */
     size_t depth, room;
     waiting *tasks; /* owned; the suspended ones */
@@ -58,61 +44,42 @@ typedef struct {
     PyObject *str_asyncgens, *str_data; /* owned */
     uint32_t current;
     int bits;   /* what the visitor gives */
-    int failed; /* memory */
+    uint64_t deadline; /* of this thread's CPU time; 0: none */
+    enum { FINE, NO_MEMORY, NO_TIME } failed;
 } graph;
 
-static inline size_t
-slot_of(const graph *g, const PyObject *object)
-{
-    return (size_t)(((uintptr_t)object >> 4) * 0x9E3779B97F4A7C15ull >> 20) & g->mask;
-}
-
-static uint32_t
+<<<<<<< HEAD
+static inline uint32_t
 find(const graph *g, const PyObject *object)
 {
-    for (size_t slot = slot_of(g, object); g->table[slot] != NONE; slot = (slot + 1) & g->mask) {
-        if (g->nodes[g->table[slot]].object == object) {
-            return g->table[slot];
-        }
-    }
-    return NONE;
+    return lw_graph_find(&g->all, object);
 }
 
-/* ---- counting --------------------------------------------------------------------------------------------------- */
-
-static int
-count_edge(PyObject *object, void *arg)
+=======
+/* Whether there is no time left; asked for every edge, it looks at the clock rarely. */
+>>>>>>> main
+static inline int
+is_late(graph *g)
 {
-    graph *g = arg;
-    uint32_t at = object ? find(g, object) : NONE;
-    if (at != NONE) {
-        g->nodes[at].outside--;
+    if (lw_graph_is_late(&g->all) && !g->failed) {
+        g->failed = NO_TIME;
     }
-    return 0;
+    return g->failed == NO_TIME;
 }
 
+<<<<<<< HEAD
+=======
+static inline uint32_t
+find(const graph *g, const PyObject *object)
+{
+    return lw_graph_find(&g->all, object);
+}
+
+>>>>>>> main
 static inline uintptr_t
 load(uintptr_t at)
 {
     return *(const uintptr_t *)at;
-}
-
-/* Traversal shows also what a suspended frame's stack only borrows: that was no reference. */
-static void
-uncount_borrowed(graph *g, PyObject *generator)
-{
-    uintptr_t frame = (uintptr_t)generator + lw_lay.gen_frame;
-    int suspended = 0, running = 0;
-    (void)lw_frame_state(generator, &suspended, &running);
-    if (!suspended || lw_lay.fr_stack_top == 0) {
-        return;
-    }
-    for (uintptr_t at = frame + lw_lay.fr_locals; at < load(frame + lw_lay.fr_stack_top); at += sizeof(void *)) {
-        uint32_t number = lw_slot_borrows(load(at)) ? find(g, (PyObject *)lw_untag(load(at))) : NONE;
-        if (number != NONE) {
-            g->nodes[number].outside++;
-        }
-    }
 }
 
 /* What the calling thread's local variables hold is held from outside, but known: *held counts it by number. */
@@ -143,7 +110,7 @@ count_own_locals(const graph *g, uint32_t *held)
 static void
 reach(graph *g, uint32_t at, int bits)
 {
-    uint32_t *flags = &g->nodes[at].flags;
+    uint32_t *flags = &g->all.nodes[at].flags;
     if ((*flags & (uint32_t)bits) == (uint32_t)bits) {
         return;
     }
@@ -152,7 +119,7 @@ reach(graph *g, uint32_t at, int bits)
         size_t room = g->room * 2;
         uint32_t *stack = PyMem_RawRealloc(g->stack, room * sizeof(*stack));
         if (stack == NULL) {
-            g->failed = 1;
+            g->failed = NO_MEMORY;
             return;
         }
         g->stack = stack;
@@ -166,8 +133,11 @@ mark_edge(PyObject *object, void *arg)
 {
     graph *g = arg;
     uint32_t at = object ? find(g, object) : NONE;
+    if (is_late(g)) {
+        return 1;
+    }
     if (at != NONE) {
-        reach(g, at, g->bits & UNDER_WAY && g->nodes[at].flags & COMMON ? REACHED : g->bits);
+        reach(g, at, g->bits & UNDER_WAY && g->all.nodes[at].flags & COMMON ? REACHED : g->bits);
     }
     return 0;
 }
@@ -178,7 +148,7 @@ static int
 mark_task_edge(PyObject *object, void *arg)
 {
     graph *g = arg;
-    waiting *w = &g->tasks[g->nodes[g->current].waits];
+    waiting *w = &g->tasks[g->all.nodes[g->current].extra];
     PyObject *const left_out[] = {w->coro_object, w->future_object, w->callback};
     for (int i = 0; i < 3; i++) {
         if (object != NULL && object == left_out[i] && !(w->seen & (1 << i))) {
@@ -196,18 +166,18 @@ mark_task_edge(PyObject *object, void *arg)
 static void
 go_into(graph *g, uint32_t at)
 {
-    node *x = &g->nodes[at];
+    lw_node *x = &g->all.nodes[at];
     PyTypeObject *type = Py_TYPE(x->object);
     visitproc visit = mark_edge;
 
-    if (x->flags & (BARRIER | RUNNING | OURS)) {
+    if (x->flags & (BARRIER | LW_NODE_RUNNING | OURS)) {
         return;
     }
     if (x->flags & UNDER_WAY && x->flags & SUSPENDED) {
         x->flags |= LIVE_TASK;
     }
     if (x->flags & SUSPENDED && !(x->flags & LIVE_TASK)) {
-        g->tasks[x->waits].seen = 0;
+        g->tasks[x->extra].seen = 0;
         visit = mark_task_edge;
     }
     if (x->flags & HANDLE) {
@@ -240,7 +210,7 @@ future_is_live(const graph *g, const waiting *w)
     if (w->future == NONE) {
         return 1; /* not tracked: anybody may hold it */
     }
-    const node *future = &g->nodes[w->future];
+    const lw_node *future = &g->all.nodes[w->future];
     if (!(future->flags & TASK)) {
         return (future->flags & REACHED) != 0;
     }
@@ -257,21 +227,21 @@ settle(graph *g)
         drain(g);
         for (uint32_t i = 0; i < g->ntasks; i++) {
             const waiting *w = &g->tasks[i];
-            node *task = &g->nodes[w->task];
+            lw_node *task = &g->all.nodes[w->task];
             if (task->flags & LIVE_TASK) {
                 continue;
             }
-            if (future_is_live(g, w) || w->coro == NONE || g->nodes[w->coro].flags & REACHED) {
+            if (future_is_live(g, w) || w->coro == NONE || g->all.nodes[w->coro].flags & REACHED) {
                 task->flags = (task->flags | LIVE_TASK) & ~(uint32_t)(REACHED | UNDER_WAY);
                 reach(g, w->task, REACHED | UNDER_WAY);
                 changed = 1;
             }
         }
         for (uint32_t i = 0; i < g->nweakrefs; i++) {
-            const node *ref = &g->nodes[g->weakrefs[i]];
+            const lw_node *ref = &g->all.nodes[g->weakrefs[i]];
             PyObject *referent = ((PyWeakReference *)ref->object)->wr_object;
             uint32_t at = ref->flags & REACHED || referent == Py_None ? NONE : find(g, referent);
-            if (at != NONE && g->nodes[at].flags & REACHED) {
+            if (at != NONE && g->all.nodes[at].flags & REACHED) {
                 reach(g, g->weakrefs[i], REACHED);
                 changed = 1;
             }
@@ -286,10 +256,10 @@ keep_edge(PyObject *object, void *arg)
 {
     graph *g = arg;
     uint32_t at = object ? find(g, object) : NONE;
-    if (at != NONE && !(g->nodes[at].flags & REACHED)) {
+    if (at != NONE && !(g->all.nodes[at].flags & REACHED)) {
         reach(g, at, KEPT);
     }
-    return 0;
+    return is_late(g);
 }
 
 static int
@@ -308,25 +278,26 @@ finalizable_garbage(graph *g)
 {
     int found = 0;
     for (uint32_t i = 0; i < g->ntasks; i++) {
-        if (!(g->nodes[g->tasks[i].task].flags & LIVE_TASK)) {
+        if (!(g->all.nodes[g->tasks[i].task].flags & LIVE_TASK)) {
             reach(g, g->tasks[i].task, KEPT);
         }
     }
     while (g->depth > 0 && !g->failed) {
-        PyObject *object = g->nodes[g->stack[--g->depth]].object;
+        PyObject *object = g->all.nodes[g->stack[--g->depth]].object;
         (void)Py_TYPE(object)->tp_traverse(object, keep_edge, g);
     }
-    for (uint32_t i = 0; i < g->n && !g->failed; i++) {
-        if (!(g->nodes[i].flags & (REACHED | KEPT)) && may_act_when_finalized(g, g->nodes[i].object)) {
+    for (uint32_t i = 0; i < g->all.n && !g->failed; i++) {
+        if (!(g->all.nodes[i].flags & (REACHED | KEPT)) && may_act_when_finalized(g, g->all.nodes[i].object)) {
             reach(g, i, REACHED | UNDER_WAY);
             found = 1;
         }
     }
     for (uint32_t i = 0; i < g->nweakrefs && !g->failed; i++) { /* and whose callback fires when garbage goes */
-        const node *ref = &g->nodes[g->weakrefs[i]];
+        const lw_node *ref = &g->all.nodes[g->weakrefs[i]];
         PyObject *referent = ((PyWeakReference *)ref->object)->wr_object;
         uint32_t at = referent == Py_None ? NONE : find(g, referent);
-        if (ref->flags & KEPT && !(ref->flags & REACHED) && at != NONE && !(g->nodes[at].flags & (REACHED | KEPT))) {
+        if (ref->flags & KEPT && !(ref->flags & REACHED) && at != NONE
+            && !(g->all.nodes[at].flags & (REACHED | KEPT))) {
             reach(g, g->weakrefs[i], REACHED);
             found = 1;
         }
@@ -349,7 +320,7 @@ set_flag(graph *g, PyObject *object, uint32_t flag)
 {
     uint32_t at = object ? find(g, object) : NONE;
     if (at != NONE) {
-        g->nodes[at].flags |= flag;
+        g->all.nodes[at].flags |= flag;
     }
 }
 
@@ -407,11 +378,11 @@ note_callbacks(waiting *w, PyObject *all)
 static void
 look_at_task(graph *g, uint32_t at)
 {
-    PyObject *task = g->nodes[at].object, *state = g->get_state(task, NULL), *future = g->get_waiter(task, NULL),
+    PyObject *task = g->all.nodes[at].object, *state = g->get_state(task, NULL), *future = g->get_waiter(task, NULL),
              *must_cancel = g->get_must_cancel(task, NULL), *coro = g->get_coro(task, NULL);
     PyErr_Clear();
     if (state != NULL && PyUnicode_Check(state) && PyUnicode_CompareWithASCIIString(state, "PENDING") == 0) {
-        g->nodes[at].flags |= LIVE_TASK;
+        g->all.nodes[at].flags |= LIVE_TASK;
         if (future != NULL && future != Py_None && must_cancel == Py_False) {
             waiting *w = &g->tasks[g->ntasks];
             w->task = at;
@@ -420,8 +391,8 @@ look_at_task(graph *g, uint32_t at)
             w->coro = coro ? find(g, coro) : NONE;
             w->coro_object = coro;
             note_callbacks(w, g->get_callbacks(task, NULL));
-            g->nodes[at].flags = (g->nodes[at].flags & ~(uint32_t)LIVE_TASK) | SUSPENDED;
-            g->nodes[at].waits = g->ntasks++; /* the count is over */
+            g->all.nodes[at].flags = (g->all.nodes[at].flags & ~(uint32_t)LIVE_TASK) | SUSPENDED;
+            g->all.nodes[at].extra = g->ntasks++; /* the count is over */
         }
     }
     Py_XDECREF(coro); /* the task holds all of them */
@@ -453,61 +424,55 @@ free_graph(graph *g)
     PyMem_RawFree(g->weakrefs);
     PyMem_RawFree(g->tasks);
     PyMem_RawFree(g->stack);
-    PyMem_RawFree(g->table);
-    PyMem_RawFree(g->nodes);
+    lw_graph_free(&g->all);
 }
 
-/* All nodes, what holds each from outside, and the flags.  0, or -1 when memory is short. */
+/* All nodes, what holds each from outside, and the flags.  0, also when it is late, or -1 with an exception. */
 static int
-take_snapshot(graph *g, PyObject *all)
+take_snapshot(graph *g)
 {
-    size_t size = 1024, ntasks = 0, nweakrefs = 0;
-    g->n = (uint32_t)PyList_GET_SIZE(all);
-    while (size < (size_t)g->n * 2) {
-        size *= 2;
-    }
-    g->mask = size - 1;
-    g->room = 4096;
-    g->nodes = PyMem_RawCalloc(g->n + 1, sizeof(*g->nodes));
-    g->table = PyMem_RawMalloc(size * sizeof(*g->table));
-    g->stack = PyMem_RawMalloc(g->room * sizeof(*g->stack));
-    if (g->nodes == NULL || g->table == NULL || g->stack == NULL) {
+    size_t ntasks = 0, nweakrefs = 0;
+    if (lw_graph_take(&g->all) < 0) {
         return -1;
     }
-    memset(g->table, 0xff, size * sizeof(*g->table));
-    for (uint32_t i = 0; i < g->n; i++) {
-        PyObject *object = PyList_GET_ITEM(all, i);
-        int suspended, running = 0;
-        size_t slot = slot_of(g, object);
-        while (g->table[slot] != NONE) {
-            slot = (slot + 1) & g->mask;
-        }
-        g->table[slot] = i;
-        g->nodes[i].object = object;
-        g->nodes[i].outside = Py_REFCNT(object) - 1; /* the list's own */
-        g->nodes[i].flags = flags_of_type(g, Py_TYPE(object));
-        if (lw_is_frame_owner(object) && lw_frame_state(object, &suspended, &running) == 0 && running) {
-            g->nodes[i].flags |= RUNNING;
-        }
-        ntasks += (g->nodes[i].flags & TASK) != 0;
-        nweakrefs += PyWeakref_Check(object) && ((PyWeakReference *)object)->wr_callback != NULL;
+    g->room = 4096;
+    g->stack = PyMem_RawMalloc(g->room * sizeof(*g->stack));
+    if (g->stack == NULL) {
+        PyErr_NoMemory();
+        return -1;
     }
-    for (g->current = 0; g->current < g->n; g->current++) {
-        PyObject *object = g->nodes[g->current].object;
-        if (Py_TYPE(object)->tp_traverse != NULL && !(g->nodes[g->current].flags & RUNNING)) {
-            (void)Py_TYPE(object)->tp_traverse(object, count_edge, g);
-            if (lw_is_frame_owner(object)) {
-                uncount_borrowed(g, object);
-            }
-        }
+<<<<<<< HEAD
+    g->all.deadline = g->deadline;
+=======
+    g->edges |= 0x3fff; /* look at the clock now: counting takes as long as numbering did */
+    if (is_late(g)) {
+        return 0;
+    }
+>>>>>>> main
+    lw_graph_count(&g->all);
+    if (is_late(g)) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < g->all.n; i++) {
+        PyObject *object = g->all.nodes[i].object;
+        g->all.nodes[i].flags |= flags_of_type(g, Py_TYPE(object));
+        ntasks += (g->all.nodes[i].flags & TASK) != 0;
+        nweakrefs += PyWeakref_Check(object) && ((PyWeakReference *)object)->wr_callback != NULL;
+<<<<<<< HEAD
+=======
+    }
+    if (g->failed) {
+        return 0;
+>>>>>>> main
     }
     g->tasks = PyMem_RawCalloc(ntasks + 1, sizeof(*g->tasks));
     g->weakrefs = PyMem_RawCalloc(nweakrefs + 1, sizeof(*g->weakrefs));
     if (g->tasks == NULL || g->weakrefs == NULL) {
+        PyErr_NoMemory();
         return -1;
     }
-    for (uint32_t i = 0; i < g->n; i++) {
-        PyObject *object = g->nodes[i].object;
+    for (uint32_t i = 0; i < g->all.n; i++) {
+        PyObject *object = g->all.nodes[i].object;
         if (PyFunction_Check(object)) {
             set_flag(g, PyFunction_GET_GLOBALS(object), COMMON);
         }
@@ -517,10 +482,10 @@ take_snapshot(graph *g, PyObject *all)
         else if (PyWeakref_Check(object) && ((PyWeakReference *)object)->wr_callback != NULL) {
             g->weakrefs[g->nweakrefs++] = i;
         }
-        else if (g->nodes[i].flags & TASK) {
+        else if (g->all.nodes[i].flags & TASK) {
             look_at_task(g, i);
         }
-        else if (g->nodes[i].flags & COMMON && PyObject_TypeCheck(object, g->loop_type)) {
+        else if (g->all.nodes[i].flags & COMMON && PyObject_TypeCheck(object, g->loop_type)) {
             leave_out_generators(g, object);
         }
     }
@@ -530,13 +495,13 @@ take_snapshot(graph *g, PyObject *all)
 static int
 mark_roots(graph *g)
 {
-    uint32_t *held = PyMem_RawCalloc(g->n + 1, sizeof(*held));
+    uint32_t *held = PyMem_RawCalloc(g->all.n + 1, sizeof(*held));
     if (held == NULL) {
         return -1;
     }
     count_own_locals(g, held);
-    for (uint32_t i = 0; i < g->n; i++) {
-        const node *x = &g->nodes[i];
+    for (uint32_t i = 0; i < g->all.n; i++) {
+        const lw_node *x = &g->all.nodes[i];
         if (x->outside != 0) { /* less than none is more edges than references: somebody's count cannot be trusted */
             /* a running frame holds its function, too */
             int known = (x->outside > 0 && x->outside <= (Py_ssize_t)held[i]) || PyFunction_Check(x->object);
@@ -614,28 +579,28 @@ end:
 static PyObject *
 reason(const graph *g, const waiting *w)
 {
-    const char *held = g->nodes[w->task].flags & REACHED
+    const char *held = g->all.nodes[w->task].flags & REACHED
                            ? "only cancel() can end this"
                            : "only cancel() can end this, and nothing but asyncio's own registry knows the task";
-    if (w->future != NONE && g->nodes[w->future].flags & SUSPENDED) {
+    if (w->future != NONE && g->all.nodes[w->future].flags & SUSPENDED) {
         return PyUnicode_FromFormat("it waits for a task that nothing alive can wake: %s", held);
     }
     return PyUnicode_FromFormat("nothing alive holds the %s it waits for: %s",
                                 Py_TYPE(w->future_object) == g->future_type ? "future" : "object", held);
 }
 
-/* [(task, reason)] of the stuck ones, of those in ASKED or of LOOP; NULL means all. */
+/* [(task, reason)] of the stuck ones, of those in ASKED or of LOOP; NULL means all.  None when that takes more CPU time
+ * than NANOSECONDS; 0: no limit. */
 static PyObject *
-judge(PyObject *asked, PyObject *loop)
+judge(PyObject *asked, PyObject *loop, long long nanoseconds)
 {
     graph g = {0};
-    PyObject *kept = NULL, *registries = NULL, *gc = NULL, *all = NULL, *result = NULL;
+    PyObject *kept = NULL, *registries = NULL, *result = NULL;
     int was_enabled = 0;
 
     int unused;
     lw_layout_asyncio();
-    gc = PyImport_ImportModule("gc");
-    if (gc == NULL || find_asyncio(&g, &kept, &registries) < 0) {
+    if (find_asyncio(&g, &kept, &registries) < 0) {
         goto end;
     }
     if (lw_frame_state(Py_None, &unused, &unused) < 0) {
@@ -645,13 +610,9 @@ judge(PyObject *asked, PyObject *loop)
     }
     g.str_asyncgens = PyUnicode_InternFromString("_asyncgens");
     g.str_data = PyUnicode_InternFromString("data");
+    g.deadline = nanoseconds > 0 ? lw_clock_ns(CLOCK_THREAD_CPUTIME_ID) + (uint64_t)nanoseconds : 0;
     was_enabled = PyGC_Disable();
-    all = PyObject_CallMethod(gc, "get_objects", NULL);
-    if (all == NULL || !PyList_CheckExact(all)) {
-        goto end;
-    }
-    if (PyList_GET_SIZE(all) >= NONE / 2 || take_snapshot(&g, all) < 0) {
-        PyErr_NoMemory();
+    if (take_snapshot(&g) < 0) {
         goto end;
     }
     set_flag(&g, asked, BARRIER);
@@ -660,21 +621,21 @@ judge(PyObject *asked, PyObject *loop)
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(registries); i++) {
         set_flag(&g, PyList_GET_ITEM(registries, i), BARRIER);
     }
-    if (mark_roots(&g) < 0) {
+    if (!g.failed && mark_roots(&g) < 0) {
         PyErr_NoMemory();
         goto end;
     }
     do {
         settle(&g);
     } while (!g.failed && finalizable_garbage(&g));
-    if (g.failed) {
+    if (g.failed == NO_MEMORY) {
         PyErr_NoMemory();
         goto end;
     }
     result = PyList_New(0);
-    for (uint32_t i = 0; result != NULL && i < g.ntasks; i++) {
-        PyObject *task = g.nodes[g.tasks[i].task].object, *entry, *of = NULL;
-        if (g.nodes[g.tasks[i].task].flags & LIVE_TASK) {
+    for (uint32_t i = g.failed ? g.ntasks : 0; result != NULL && i < g.ntasks; i++) {
+        PyObject *task = g.all.nodes[g.tasks[i].task].object, *entry, *of = NULL;
+        if (g.all.nodes[g.tasks[i].task].flags & LIVE_TASK) {
             continue;
         }
         if (loop != NULL) {
@@ -692,11 +653,9 @@ judge(PyObject *asked, PyObject *loop)
     }
 end:
     free_graph(&g);
-    Py_XDECREF(all);
     if (was_enabled) {
         PyGC_Enable();
     }
-    Py_XDECREF(gc);
     Py_XDECREF(registries);
     Py_XDECREF(kept);
     return result;
@@ -705,18 +664,22 @@ end:
 static PyObject *
 stuck_tasks(PyObject *Py_UNUSED(module), PyObject *loop)
 {
-    return judge(NULL, loop == Py_None ? NULL : loop);
+    return judge(NULL, loop == Py_None ? NULL : loop, 0);
 }
 
 static PyObject *
-stuck(PyObject *Py_UNUSED(module), PyObject *asked)
+stuck(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *found = NULL, *result = NULL;
+    PyObject *asked, *found = NULL, *result = NULL;
+    long long nanoseconds = 0;
+    if (!PyArg_ParseTuple(args, "O|L:stuck", &asked, &nanoseconds)) {
+        return NULL;
+    }
     if (!PyList_Check(asked) && !PyTuple_Check(asked) && !PyAnySet_Check(asked) && !PyDict_Check(asked)) {
         return PyErr_Format(PyExc_TypeError, "expected a list, tuple, set or dict of tasks, got %.200s",
                             Py_TYPE(asked)->tp_name);
     }
-    found = judge(asked, NULL);
+    found = judge(asked, NULL, nanoseconds);
     result = found ? PyDict_New() : NULL;
     for (Py_ssize_t i = 0; result != NULL && i < PyList_GET_SIZE(found); i++) {
         PyObject *pair = PyList_GET_ITEM(found, i);
@@ -732,7 +695,7 @@ stuck(PyObject *Py_UNUSED(module), PyObject *asked)
 
 static PyMethodDef functions[] = {
     {"stuck_tasks", stuck_tasks, METH_O, "stuck_tasks(loop or None) -> [(task, reason)]"},
-    {"stuck", stuck, METH_O, "stuck(list, tuple, set or dict of tasks) -> {task: reason}"},
+    {"stuck", stuck, METH_VARARGS, "stuck(list, tuple, set or dict of tasks, nanoseconds) -> {task: reason}"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -154,13 +154,86 @@ decode(lw_sampler *s, const lw_walk *w, const lw_segment *before)
     for (int i = 0; i < w->n; i++) {
         back = before == NULL ? -1 : before->nframes - (w->n - i); /* counted from the outermost */
         if (back >= 0 && before->frames[back].code == w->raw[i].code && before->frames[back].instr == w->raw[i].instr) {
-            decoded[n++] = before->frames[back];
+            decoded[n] = before->frames[back];
+            decoded[n].frame = w->raw[i].frame;
+            decoded[n].at = w->raw[i].instr;
         }
-        else if (lw_decode_frame(&w->raw[i], &decoded[n], &s->text) == 0) {
-            n++;
+        else if (lw_decode_frame(&w->raw[i], &decoded[n], &s->text) < 0) {
+            continue;
         }
+        decoded[n++].marks = w->raw[i].from_c ? LW_MARK_FROM_C : 0;
     }
     return n;
+}
+
+/* How many frames lie below frame I of N, kept newest first, those left out included. */
+static int
+depth_of(int i, int n, int omitted)
+{
+    return n - 1 - i + (i < LW_KEEP_INNER ? omitted : 0);
+}
+
+/* Mark the frames of decoded[] that are another call than those of the sample before; 1 if there is one.  With
+ * OTHER_CALLBACK the loop has gone on to the next one since, so all that it called is new. */
+static int
+mark_fresh(const lw_segment *before, int n, int omitted, int other_callback)
+{
+    int fresh = 0, any = 0, back = before->nframes - 1;
+    for (int i = n - 1; i >= 0; i--) {
+        lw_frame *f = &decoded[i];
+        int depth = depth_of(i, n, omitted);
+        while (back >= 0 && depth_of(back, before->nframes, before->omitted) < depth) {
+            back--;
+        }
+        const lw_frame *was = back >= 0 ? &before->frames[back] : NULL;
+        if (was == NULL || depth_of(back, before->nframes, before->omitted) != depth || was->frame != f->frame
+            || was->code != f->code) {
+            fresh = 1;
+        }
+        if (fresh) {
+            f->marks |= LW_MARK_FRESH;
+            any = 1;
+        }
+        else {
+            fresh = was->at != f->at || (other_callback && f->code == lw_alay.run_once_code);
+        }
+    }
+    return any;
+}
+
+/* What the newest sample saw of the frames of a segment that goes on.  Of the expressions that the newest frame was
+ * seen in, one that takes most of the time is kept (a majority vote). */
+static void
+renew(lw_segment *seg, int n, uint64_t share)
+{
+    seg->shifts += n > 0 && seg->samples > 0 && seg->frames[0].at != decoded[0].at;
+    if (n > 0 && seg->frames[0].instr == decoded[0].instr) {
+        seg->weight += (int64_t)share;
+    }
+    else if (n > 0 && (seg->weight -= (int64_t)share) < 0) {
+        uint32_t marks = seg->frames[0].marks;
+        seg->weight = -seg->weight;
+        seg->frames[0] = decoded[0];
+        seg->frames[0].marks = marks;
+    }
+
+    for (int i = 0; i < n; i++) {
+        seg->frames[i].frame = decoded[i].frame;
+        seg->frames[i].at = decoded[i].at;
+    }
+}
+
+/* Whether the thread may have run since the sample before.  Its CPU time is exact while it sleeps. */
+static int
+may_have_run(lw_sampler *s, int tid, const evidence *ev)
+{
+    lw_sched sched;
+    uint64_t was = s->seen_run_ns;
+    if (lw_read_schedstat(tid, &sched) < 0) {
+        return 1;
+    }
+    s->seen_run_ns = sched.run_ns;
+    return ev->running || ev->cause == LW_STARVED || sched.run_ns != was;
 }
 
 static int
@@ -239,7 +312,7 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
     uint64_t now = lw_now_ns();
     uint64_t share = s->last_ns ? now - s->last_ns : interval;
     long request = 0;
-    int n = 0;
+    int n = 0, other_callback, other_call = 1;
 
     if (s->segs == NULL && make_room(s) < 0) {
         s->dropped++;
@@ -264,6 +337,7 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
         ev.cause = LW_GIL;
         ev.running = 0;
     }
+    int advanced = may_have_run(s, tid, &ev);
     if (ev.running && !ev.without_gil && walk.n > 0 && !walk.moved && (seg == NULL || seg->running < SETTLED)) {
         nanosleep(&(struct timespec){0, BREATH_NS}, NULL);
         lw_walk_again(tstate, &walk);
@@ -272,8 +346,11 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
         return; /* the span ended while we looked: whatever we saw may be of the next one */
     }
     lw_count_samples++;
-    if (seg == NULL || !same_stack(seg, decoded, n) || seg->handle != where.handle || seg->index != where.index
-        || seg->request != request) {
+    other_callback = seg == NULL || seg->handle != where.handle || seg->index != where.index || seg->request != request;
+    if (seg != NULL) {
+        other_call = mark_fresh(seg, n, walk.omitted, other_callback);
+    }
+    if (other_callback || other_call || !same_stack(seg, decoded, n)) {
         seg = new_segment(s, &walk, n, &where, request, now);
         if (seg == NULL) {
             s->dropped++;
@@ -284,6 +361,8 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
     else if (ev.running && (seg->newest_instr != (walk.n ? walk.raw[0].instr : 0))) {
         seg->changed++;
     }
+    renew(seg, n, share);
+    seg->advances += (uint32_t)advanced;
     if (walk.n > 0) {
         seg->newest = walk.raw[0].frame;
         seg->newest_instr = walk.raw[0].instr;

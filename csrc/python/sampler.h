@@ -17,6 +17,13 @@
  *            a scheduler's tick: it does not move because it does not run.
  * Import is told from the stack when a block is built (blocks.c).
  *
+ * Whether a frame is the same call as in the sample before is told by its
+ * address, its code, and its caller: if that has moved on, or is itself another
+ * call, so is this one.  A frame that surely is another one is marked `fresh`
+ * and begins a new segment.  Short calls made one after the other from the same
+ * line look alike; `advances` counts the samples between which the thread may
+ * have come back to that line: none where it did not run meanwhile.
+ *
  * Which callback of an iteration ran is read from the locals of the
  * `_run_once` frame below it (`i`, `ntodo`, `handle`), so it costs the loop
  * nothing, on every version.
@@ -36,6 +43,11 @@
 #define LW_TEXT_SIZE (192u * 1024)
 #define LW_MAX_SEGMENTS 1024
 
+enum lw_mark {
+    LW_MARK_FRESH = 1,  /* surely another call than in the segment before */
+    LW_MARK_FROM_C = 2, /* C code called it */
+};
+
 enum lw_cause {
     LW_PYTHON,
     LW_C_CALL,
@@ -54,7 +66,9 @@ extern const char *const lw_cause_names[LW_CAUSES];
 typedef struct {
     uint64_t first_ns, last_ns; /* of its samples */
     uint64_t vote_ns[LW_CAUSES];
-    uint32_t samples, changed, running;
+    uint32_t samples, changed, running, advances;
+    uint32_t shifts;            /* samples in which the newest frame was at another instruction than before */
+    int64_t weight;             /* of the newest frame's expression, kept for the one that took most of the time */
     int captured;               /* its stack was taken under the GIL (capture.h) */
     long syscall;               /* the last one seen that counted as system call; -1 none */
     int waited;                 /* for the GIL, at the newest sample */
@@ -81,6 +95,7 @@ typedef struct {
     lw_arena arena;
     lw_textbuf text;
     uint64_t hang_next;
+    uint64_t seen_run_ns; /* CPU time of the thread at the newest sample */
     uint64_t run_ns, run_changed; /* CPU time of the thread when last seen to grow, and when that was */
 } lw_sampler;
 

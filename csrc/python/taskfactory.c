@@ -13,13 +13,14 @@
  * runs on it anyway), and the one below for good. */
 #include "tasks.h"
 
+#include "createtask.h"
 #include "layout.h"
 #include "tasklist.h"
 
 PyTypeObject *lw_task_factory_type;
 
 static lw_task_loop *loops; /* borrowed: those with trackers */
-static PyObject *tasks_dict, *task_str, *loop_names, *set_factory_str, *get_factory_str; /* owned */
+static PyObject *set_factory_str, *get_factory_str; /* owned */
 
 lw_task_loop *
 lw_task_loops(void)
@@ -37,44 +38,6 @@ lw_task_loop_of(PyObject *loop)
     return l;
 }
 
-/* asyncio.tasks.Task(coro, loop=loop, **keywords) */
-static PyObject *
-make_task(PyObject *const *args, PyObject *kwnames)
-{
-    Py_ssize_t nkw = kwnames ? PyTuple_GET_SIZE(kwnames) : 0;
-    PyObject *type = PyDict_GetItemWithError(tasks_dict, task_str); /* borrowed */
-    PyObject *small[8], **values = small, *names = NULL, *task = NULL;
-
-    if (type == NULL) {
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_RuntimeError, "asyncio.tasks has no Task");
-    }
-    Py_INCREF(type);
-    names = nkw == 0 ? Py_NewRef(loop_names) : PySequence_Concat(loop_names, kwnames);
-    if (names == NULL) {
-        goto done;
-    }
-    if (nkw + 2 > (Py_ssize_t)(sizeof(small) / sizeof(small[0]))) {
-        values = PyMem_New(PyObject *, (size_t)nkw + 2);
-        if (values == NULL) {
-            PyErr_NoMemory();
-            goto done;
-        }
-    }
-    values[0] = args[1];
-    values[1] = args[0];
-    for (Py_ssize_t i = 0; i < nkw; i++) {
-        values[2 + i] = args[2 + i];
-    }
-    task = PyObject_Vectorcall(type, values, 1, names);
-done:
-    if (values != small) {
-        PyMem_Free(values);
-    }
-    Py_XDECREF(names);
-    Py_DECREF(type);
-    return task;
-}
-
 static PyObject *
 call_factory(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *kwnames)
 {
@@ -86,11 +49,13 @@ call_factory(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject 
                             PyVectorcall_NARGS(nargsf));
     }
     if (self->trackers == 0) {
-        return self->below ? PyObject_Vectorcall(self->below, args, nargsf, kwnames) : make_task(args, kwnames);
+        return self->below ? PyObject_Vectorcall(self->below, args, nargsf, kwnames)
+                           : lw_task_make(args[0], args[1], args + 2, kwnames);
     }
     Py_INCREF(self); /* whoever is below may take us away */
     uint64_t seq = lw_tasks_next_seq();
-    task = self->below ? PyObject_Vectorcall(self->below, args, nargsf, kwnames) : make_task(args, kwnames);
+    task = self->below ? PyObject_Vectorcall(self->below, args, nargsf, kwnames)
+                       : lw_task_make(args[0], args[1], args + 2, kwnames);
     if (task != NULL && self->trackers > 0 && lw_task_record_of(task) == NULL) {
         (void)lw_task_record_new(self, task, seq, 0);
     }
@@ -123,6 +88,17 @@ withdraw(lw_task_loop *self)
         }
     }
     self->next = NULL;
+}
+
+static void
+take_create_task(lw_task_loop *self)
+{
+    PyObject *installed = self->create_task;
+    self->create_task = NULL;
+    if (installed != NULL) {
+        lw_createtask_remove(installed);
+        Py_DECREF(installed);
+    }
 }
 
 /* The factory that LOOP has, or NULL; an exception where it cannot tell. */
@@ -191,6 +167,7 @@ tasks_open(PyObject *Py_UNUSED(module), PyObject *loop)
         return Py_NewRef(self);
     }
     lw_layout_asyncio();
+    lw_layout_running_task(loop);
     lw_tasklist_watch(1);
     self = installed(loop);
     if (self == NULL) {
@@ -201,6 +178,7 @@ tasks_open(PyObject *Py_UNUSED(module), PyObject *loop)
     self->trackers = 1;
     self->next = loops;
     loops = self;
+    self->create_task = lw_createtask_install(self);
     return (PyObject *)self;
 }
 
@@ -214,7 +192,8 @@ tasks_adopt(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     }
     if (!Py_IS_TYPE(factory, lw_task_factory_type) || ((lw_task_loop *)factory)->trackers <= 0) {
-        return PyErr_Format(PyExc_ValueError, "tasks_adopt() takes a TaskFactory with an open tracker, got %R", factory);
+        return PyErr_Format(PyExc_ValueError, "tasks_adopt() takes a TaskFactory with an open tracker, got %R",
+                            factory);
     }
     fast = PySequence_Fast(tasks, "tasks_adopt() takes a sequence of tasks");
     if (fast == NULL) {
@@ -223,8 +202,9 @@ tasks_adopt(PyObject *Py_UNUSED(module), PyObject *args)
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(fast); i++) {
         PyObject *task = PySequence_Fast_GET_ITEM(fast, i);
         if (lw_task_record_of(task) == NULL) {
-            n += lw_task_record_new((lw_task_loop *)factory, task, lw_tasks_next_seq(), LW_TASK_ADOPTED | LW_TASK_UNSEEN)
-                 != NULL;
+            n +=
+                lw_task_record_new((lw_task_loop *)factory, task, lw_tasks_next_seq(), LW_TASK_ADOPTED | LW_TASK_UNSEEN)
+                != NULL;
         }
     }
     result = PyLong_FromLong(n);
@@ -246,6 +226,7 @@ tasks_close(PyObject *Py_UNUSED(module), PyObject *arg)
     Py_INCREF(self);
     Py_INCREF(loop);
     withdraw(self);
+    take_create_task(self);
     lw_tasks_forget(self);
     if (loops == NULL) {
         lw_tasks_forget_dead();
@@ -276,6 +257,7 @@ factory_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->loop);
     Py_VISIT(self->below);
+    Py_VISIT(self->create_task);
     return 0;
 }
 
@@ -284,6 +266,7 @@ factory_clear(PyObject *op)
 {
     lw_task_loop *self = (lw_task_loop *)op;
     withdraw(self);
+    take_create_task(self);
     Py_CLEAR(self->loop);
     Py_CLEAR(self->below);
     return 0;
@@ -298,6 +281,7 @@ factory_dealloc(PyObject *op)
     int open = self->trackers > 0;
     self->trackers = 0;
     withdraw(self);
+    take_create_task(self);
     lw_tasks_forget(self);
     if (open) { /* its owner forgot to close */
         lw_tasklist_watch(-1);
@@ -371,18 +355,10 @@ static PyMethodDef methods[] = {
 int
 lw_taskfactory_init(PyObject *module)
 {
-    PyObject *tasks = PyImport_ImportModule("asyncio.tasks");
-    if (tasks == NULL) {
-        return -1;
-    }
-    tasks_dict = Py_NewRef(PyModule_GetDict(tasks));
-    Py_DECREF(tasks);
-    task_str = PyUnicode_InternFromString("Task");
     set_factory_str = PyUnicode_InternFromString("set_task_factory");
     get_factory_str = PyUnicode_InternFromString("get_task_factory");
-    loop_names = Py_BuildValue("(s)", "loop");
     lw_task_factory_type = (PyTypeObject *)PyType_FromSpec(&factory_spec);
-    if (!task_str || !set_factory_str || !get_factory_str || !loop_names || !lw_task_factory_type
+    if (lw_createtask_init(module) < 0 || !set_factory_str || !get_factory_str || !lw_task_factory_type
         || PyModule_AddObjectRef(module, "TaskFactory", (PyObject *)lw_task_factory_type) < 0) {
         return -1;
     }

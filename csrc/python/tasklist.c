@@ -23,6 +23,11 @@ static struct {
     PyObject *set, *data, *remove, *pending, *before; /* owned while installed; before: who stood there, or NULL */
     int watchers;
 } registry;
+
+/* The set that holds records of ours, and its fields; owned, kept for good. */
+static struct {
+    PyObject *set, *data, *remove, *pending, *iterating;
+} listed;
 static PyObject *add_callable, *add_str, *get_loop_str; /* owned */
 
 static struct {
@@ -31,37 +36,64 @@ static struct {
     size_t head; /* of the thread's state */
 } list;
 
-/* A record for a task that has none, if its loop is tracked. */
-static void
-record_registered(PyObject *task, uint32_t flags)
+/* The loop of a task where it is tracked: an owned reference, or NULL. */
+static lw_task_loop *
+home_of(PyObject *task)
 {
     PyObject *loop = PyObject_CallMethodNoArgs(task, get_loop_str);
     lw_task_loop *home = loop ? lw_task_loop_of(loop) : NULL;
     PyErr_Clear();
-    if (home != NULL && lw_task_record_of(task) == NULL) {
-        Py_INCREF(home);
+    Py_XINCREF(home);
+    Py_XDECREF(loop);
+    return home;
+}
+
+/* A record for a task that has none, if its loop is tracked. */
+static void
+record_registered(PyObject *task, uint32_t flags)
+{
+    lw_task_loop *home = lw_task_record_of(task) == NULL ? home_of(task) : NULL;
+    if (home != NULL) {
         (void)lw_task_record_new(home, task, lw_tasks_next_seq(), flags);
         Py_DECREF(home);
     }
-    Py_XDECREF(loop);
 }
 
 /* ---- 3.11 to 3.13: the WeakSet ---- */
 
+/* WeakSet.add(), with the task's record in place of a plain weak reference where its loop is tracked. */
 static PyObject *
 plain_add(PyObject *task)
 {
     PyObject *ref = NULL;
+    lw_task_loop *home = NULL;
     int status = -1;
     if (registry.pending != NULL && PyList_GET_SIZE(registry.pending) > 0) {
         return PyObject_CallMethod((PyObject *)Py_TYPE(registry.set), "add", "OO", registry.set, task);
     }
-    ref = PyWeakref_NewRef(task, registry.remove);
+    if (registry.set == listed.set && lw_task_record_of(task) == NULL && (home = home_of(task)) != NULL) {
+        ref = Py_XNewRef(lw_task_record_new(home, task, lw_tasks_next_seq(), LW_TASK_LISTED));
+        Py_DECREF(home);
+    }
+    if (ref == NULL) {
+        ref = PyWeakref_NewRef(task, registry.remove);
+    }
     if (ref != NULL) {
         status = PySet_Add(registry.data, ref);
         Py_DECREF(ref);
     }
     return status < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* WeakSet._remove() */
+void
+lw_tasklist_left(PyObject *record)
+{
+    int status = PySet_GET_SIZE(listed.iterating) > 0 ? PyList_Append(listed.pending, record)
+                                                      : PySet_Discard(listed.data, record);
+    if (status < 0) {
+        PyErr_WriteUnraisable(record);
+    }
 }
 
 static PyObject *
@@ -70,13 +102,53 @@ task_registered(PyObject *Py_UNUSED(self), PyObject *task)
     PyObject *before = Py_XNewRef(registry.before);
     PyObject *result = before ? PyObject_CallOneArg(before, task) : plain_add(task);
     Py_XDECREF(before);
-    if (result != NULL && registry.watchers > 0) {
+    if (result != NULL && registry.watchers > 0 && lw_task_record_of(task) == NULL) {
         record_registered(task, 0);
     }
     return result;
 }
 
 static PyMethodDef add_method = {"add", task_registered, METH_O, NULL};
+
+/* Remembers the set as one that records can stand in, if it is made as WeakSet was from 3.4 to 3.13. */
+static void
+remember_set(void)
+{
+    PyObject *iterating = registry.before == NULL ? PyObject_GetAttrString(registry.set, "_iterating") : NULL;
+    if (listed.set == NULL && iterating != NULL && PySet_CheckExact(iterating) && registry.pending != NULL) {
+        listed.set = Py_NewRef(registry.set);
+        listed.data = Py_NewRef(registry.data);
+        listed.remove = Py_NewRef(registry.remove);
+        listed.pending = Py_NewRef(registry.pending);
+        listed.iterating = Py_NewRef(iterating);
+    }
+    Py_XDECREF(iterating);
+    PyErr_Clear();
+}
+
+/* The same where we stood before, and nobody else stands now.  Whether it could. */
+static int
+put_hook_again(PyObject *tasks)
+{
+    PyObject *dict = tasks ? PyModule_GetDict(tasks) : NULL, *own = NULL;
+    int done = 0;
+    if (listed.set != NULL && dict != NULL
+        && (PyDict_GetItemString(dict, "_scheduled_tasks") == listed.set
+            || (PyDict_GetItemString(dict, "_scheduled_tasks") == NULL
+                && PyDict_GetItemString(dict, "_all_tasks") == listed.set))) {
+        own = PyObject_GenericGetDict(listed.set, NULL);
+        if (own != NULL && PyDict_GetItem(own, add_str) == NULL && PyDict_SetItem(own, add_str, add_callable) == 0) {
+            registry.set = Py_NewRef(listed.set);
+            registry.data = Py_NewRef(listed.data);
+            registry.remove = Py_NewRef(listed.remove);
+            registry.pending = Py_NewRef(listed.pending);
+            done = 1;
+        }
+        Py_XDECREF(own);
+    }
+    PyErr_Clear();
+    return done;
+}
 
 /* Steps in for the set's add(); where it cannot, direct tasks go unseen. */
 static void
@@ -85,6 +157,9 @@ put_hook(void)
     PyObject *tasks = PyImport_ImportModule("asyncio.tasks"), *own = NULL;
     const char *names[] = {"_scheduled_tasks", "_all_tasks"};
     if (registry.set != NULL) { /* still there from last time, below another's */
+        goto done;
+    }
+    if (put_hook_again(tasks)) {
         goto done;
     }
     for (int i = 0; i < 2 && tasks != NULL && registry.set == NULL; i++) {
@@ -110,7 +185,9 @@ put_hook(void)
     }
     if (own == NULL || PyDict_SetItem(own, add_str, add_callable) < 0) {
         Py_CLEAR(registry.set);
+        goto done;
     }
+    remember_set();
 done:
     PyErr_Clear();
     Py_XDECREF(own);

@@ -9,6 +9,8 @@
  *                from inside Task(), so the creation stack is right however the
  *                task was made; it replaces a Python function, so a task costs
  *                no more than before.  `del set.add` restores all.
+ *                The record, a weak reference, is at the same time what the set
+ *                holds of the task, so there is one less than it seems.
  *   3.14 +       in C, at the end of a linked list of the thread.  A guard
  *                marks where the list ends: the last tasks of it get records
  *                without a stack.  At its exit it walks back to there; what has
@@ -26,6 +28,8 @@ void lw_tasklist_watch(int delta); /* +1: a loop is tracked, -1: no longer */
 
 int lw_tasklist_sees(void);        /* whether records are made here, so that no factory is needed */
 const char *lw_tasklist_why(void); /* NULL, or why tasks that come past a factory cannot be seen */
+
+void lw_tasklist_left(PyObject *record); /* the task of a record that stands in asyncio's set is dead */
 
 int lw_tasklist_init(PyObject *module);
 

@@ -3,6 +3,7 @@
 
 #include "../core/clock.h"
 #include "layout.h"
+#include "tasklist.h"
 
 PyTypeObject *lw_task_record_type;
 PyObject *lw_scope_var;
@@ -66,7 +67,7 @@ lw_task_record_of(PyObject *task)
     }
     PyWeakReference *ref = *(PyWeakReference **)PyObject_GET_WEAKREFS_LISTPTR(task);
     for (; ref != NULL; ref = ref->wr_next) {
-        if (Py_IS_TYPE(ref, lw_task_record_type)) {
+        if (Py_IS_TYPE(ref, lw_task_record_type) && ((lw_task_record *)ref)->home != NULL) {
             return (lw_task_record *)ref;
         }
     }
@@ -84,28 +85,71 @@ raw_name(PyObject *task)
     return name != NULL && (PyUnicode_Check(name) || PyLong_Check(name)) ? Py_NewRef(name) : NULL;
 }
 
+/* The task that runs now in this thread in LOOP: an owned reference, or NULL. */
+static PyObject *
+running_task(PyObject *loop)
+{
+    PyObject *task = NULL;
+    if (lw_alay.ts_task != 0) { /* the thread state has it, behind the loop that runs */
+        PyObject **place = (PyObject **)((char *)PyThreadState_Get() + lw_alay.ts_task);
+        if (place[-1] == loop) {
+            return Py_XNewRef(place[0]);
+        }
+    }
+    if (lw_alay.current_tasks != 0) {
+        task = Py_XNewRef(PyDict_GetItemWithError((PyObject *)lw_alay.current_tasks, loop));
+    }
+    else {
+        task = PyObject_CallOneArg(current_task, loop);
+    }
+    PyErr_Clear();
+    return task;
+}
+
 static void
 set_parent(lw_task_record *record, PyObject *loop)
 {
-    PyObject *parent = loop && current_task ? PyObject_CallOneArg(current_task, loop) : NULL;
-    if (parent == NULL) {
-        PyErr_Clear();
-        return;
-    }
-    if (parent != Py_None && parent != record->task) {
+    PyObject *parent = loop ? running_task(loop) : NULL;
+    if (parent != NULL && parent != Py_None && parent != record->task) {
         lw_task_record *own = lw_task_record_of(parent);
         record->parent_name = raw_name(parent);
         record->parent_seq = own ? own->seq : 0;
     }
-    Py_DECREF(parent);
+    Py_XDECREF(parent);
+}
+
+/* A weak reference of our type with our callback. */
+static lw_task_record *
+new_record(PyObject *task)
+{
+    static PyObject *spare; /* owned: the arguments, to be used again */
+    PyObject *args = spare, *record = NULL;
+    spare = NULL; /* an allocation may run the garbage collector, and that finalizers that make tasks */
+    if (args != NULL) {
+        PyTuple_SET_ITEM(args, 0, Py_NewRef(task));
+    }
+    else {
+        args = PyTuple_Pack(2, task, died_callback);
+    }
+    if (args != NULL) {
+        PyObject_GC_UnTrack(args); /* nobody may come upon it with a hole in it */
+        record = _PyWeakref_RefType.tp_new(lw_task_record_type, args, NULL);
+    }
+    if (args != NULL && Py_REFCNT(args) == 1 && spare == NULL) {
+        PyTuple_SET_ITEM(args, 0, NULL);
+        Py_DECREF(task);
+        spare = args;
+    }
+    else {
+        Py_XDECREF(args);
+    }
+    return (lw_task_record *)record;
 }
 
 lw_task_record *
 lw_task_record_new(lw_task_loop *home, PyObject *task, uint64_t seq, uint32_t flags)
 {
-    PyObject *args = PyTuple_Pack(2, task, died_callback);
-    lw_task_record *record = args ? (lw_task_record *)_PyWeakref_RefType.tp_new(lw_task_record_type, args, NULL) : NULL;
-    Py_XDECREF(args);
+    lw_task_record *record = new_record(task);
     if (record == NULL) {
         PyErr_Clear();
         home->refused++;
@@ -150,7 +194,14 @@ static PyObject *
 task_died(PyObject *Py_UNUSED(self), PyObject *arg)
 {
     lw_task_record *record = (lw_task_record *)arg;
-    if (Py_IS_TYPE(arg, lw_task_record_type) && record->home != NULL) {
+    if (!Py_IS_TYPE(arg, lw_task_record_type)) {
+        Py_RETURN_NONE;
+    }
+    Py_INCREF(record); /* who calls a weak reference's callback holds none, and the set's may be the last */
+    if (record->flags & LW_TASK_LISTED) {
+        lw_tasklist_left(arg);
+    }
+    if (record->home != NULL) {
         if (lw_task_died_hook != NULL) {
             lw_task_died_hook(record, record->task);
         }
@@ -159,6 +210,7 @@ task_died(PyObject *Py_UNUSED(self), PyObject *arg)
         take_out(record);
         Py_DECREF(record);
     }
+    Py_DECREF(record);
     Py_RETURN_NONE;
 }
 
@@ -170,6 +222,13 @@ lw_tasks_forget(lw_task_loop *home)
     lw_task_record *record;
     while ((record = home->newest) != NULL) {
         take_out(record);
+        if ((record->flags & LW_TASK_LISTED)
+            && Py_REFCNT(record) == 2) { /* it stays with its task, as a plain weakref */
+            lw_creation *creation = record->creation;
+            record->creation = NULL;
+            lw_creation_decref(creation);
+            Py_CLEAR(record->parent_name);
+        }
         Py_DECREF(record); /* may run code, which may make or drop others: so one at a time */
     }
 }

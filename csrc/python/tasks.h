@@ -33,6 +33,7 @@ enum {
     LW_TASK_PAST = 1,    /* it came past the factory */
     LW_TASK_UNSEEN = 2,  /* recorded later than it was born: no creation stack, no parent */
     LW_TASK_ADOPTED = 4, /* it was there before; its record only marks a place in asyncio's list */
+    LW_TASK_LISTED = 8,  /* the record is what asyncio's own set of all tasks holds of it */
 };
 
 typedef struct lw_task_record {
@@ -54,6 +55,7 @@ struct lw_task_loop {
     PyObject_HEAD vectorcallfunc call;
     PyObject *loop;  /* owned while trackers are open, else NULL */
     PyObject *below; /* owned, or NULL: the factory that was there before */
+    PyObject *create_task; /* owned, or NULL: what stands in the loop's place of it (createtask.h) */
     lw_task_record *oldest, *newest; /* owned, each of the list */
     lw_task_loop *next; /* borrowed: the list of tracked loops */
     Py_ssize_t trackers, alive;

@@ -15,6 +15,7 @@
 #include "../core/clock.h"
 #include "awaits.h"
 #include "futurestate.h"
+#include "layout.h"
 
 #define LW_SITES 2048
 #define EXAMPLES 3
@@ -144,6 +145,37 @@ look_at(TaskSampler *self, lw_task_record *record)
     return 0;
 }
 
+/* What will be looked at next comes from memory meanwhile: the walk is little else than waiting for that. */
+static inline void
+fetch_ahead(const lw_task_record *next)
+{
+    if (next == NULL) {
+        return;
+    }
+    const lw_task_record *after = next->older;
+    if (after != NULL) {
+        __builtin_prefetch(after);
+        __builtin_prefetch((const char *)after + 64);
+        if (after->task != NULL) {
+            __builtin_prefetch(after->task);
+            __builtin_prefetch((const char *)after->task + 64);
+            __builtin_prefetch((const char *)after->task + 128);
+        }
+        if (after->older != NULL) {
+            __builtin_prefetch(&after->older->task);
+        }
+    }
+    if (next->task != NULL && next->ref.wr_object == next->task && lw_alay.task_coro != 0
+        && (uintptr_t)Py_TYPE(next->task) == lw_alay.task_type) {
+        const char *coro = *(const char *const *)((const char *)next->task + lw_alay.task_coro);
+        if (coro != NULL) {
+            __builtin_prefetch(coro);
+            __builtin_prefetch(coro + 64);
+            __builtin_prefetch(coro + 128);
+        }
+    }
+}
+
 static PyObject *
 sampler_step(TaskSampler *self, PyObject *arg)
 {
@@ -165,6 +197,7 @@ sampler_step(TaskSampler *self, PyObject *arg)
         for (int n = 1; self->place != NULL; n++) {
             lw_task_record *record = (lw_task_record *)Py_NewRef(self->place);
             self->place = record->older; /* before anything can unlink it */
+            fetch_ahead(self->place);
             int status = look_at(self, record);
             Py_DECREF(record);
             if (status < 0) {
@@ -216,8 +249,8 @@ group_result(TaskSampler *self, const lw_task_group *g)
     }
     if (sites != NULL && examples != NULL) {
         result = Py_BuildValue(
-            "{s:i,s:O,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:O}", "number", g->number,
-            "coro", g->name ? g->name : Py_None, "born", NUMBER(g->born), "pending",
+            "{s:i,s:O,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:O}", "number",
+            g->number, "coro", g->name ? g->name : Py_None, "born", NUMBER(g->born), "pending",
             NUMBER(t->ended[LW_FUTURE_PENDING] + t->ended[LW_FUTURE_UNKNOWN]), "retained",
             NUMBER(t->ended[LW_FUTURE_RETURNED] + t->ended[LW_FUTURE_FAILED] + t->ended[LW_FUTURE_CANCELLED]),
             "returned", NUMBER(g->returned + t->ended[LW_FUTURE_RETURNED]), "failed",
@@ -225,7 +258,8 @@ group_result(TaskSampler *self, const lw_task_group *g)
             NUMBER(g->cancelled + t->ended[LW_FUTURE_CANCELLED]), "destroyed", NUMBER(g->destroyed), "unretrieved",
             NUMBER(g->unretrieved), "unretrieved_held", NUMBER(t->unretrieved), "held", NUMBER(g->held), "steps",
             NUMBER(g->steps), "busy_ns", NUMBER(g->busy_ns), "longest_ns", NUMBER(g->longest_ns), "oldest_ns",
-            NUMBER(t->oldest_ns), "age_sum_ns", NUMBER(t->age_sum_ns), "old", NUMBER(t->old), "old_retained", NUMBER(t->old_retained), "sites", sites, "examples", examples);
+            NUMBER(t->oldest_ns), "age_sum_ns", NUMBER(t->age_sum_ns), "old", NUMBER(t->old), "old_retained",
+            NUMBER(t->old_retained), "sites", sites, "examples", examples);
     }
     Py_XDECREF(examples);
     Py_XDECREF(sites);

@@ -11,6 +11,7 @@
  *
  * Cost: some 50 us a thread, plus the time to get the GIL back (an interval of
  * the interpreter's, 5 ms, where another thread keeps it busy). */
+#include "capture.h"
 #include "threads.h"
 
 #include <stdlib.h>
@@ -179,14 +180,14 @@ done:
 }
 
 static PyObject *
-watchdog_tid(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+own_tids(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
-    return PyLong_FromLong(lw_watchdog_tid());
+    return Py_BuildValue("(ii)", lw_watchdog_tid(), lw_capture_tid());
 }
 
 static PyMethodDef methods[] = {
     {"threads_doing", threads_doing, METH_O, "threads_doing(pairs) -> list"},
-    {"watchdog_tid", watchdog_tid, METH_NOARGS, "The native id of loopwatch's own thread, 0 if it has none."},
+    {"own_tids", own_tids, METH_NOARGS, "Native ids of loopwatch's own threads, 0 for each that does not run."},
     {NULL, NULL, 0, NULL},
 };
 

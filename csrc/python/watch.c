@@ -1,4 +1,4 @@
-/* watch.c: Watch and Scope (see watch.h). */
+/* watch.c: Watch: attaches a probe to a loop and takes it away (see watch.h). */
 #include "watch.h"
 
 #include <sys/syscall.h>
@@ -8,10 +8,11 @@
 #include "loopstats.h"
 #include "layout.h"
 
-PyTypeObject *lw_watch_type, *lw_scope_type;
+PyTypeObject *lw_watch_type;
 
 static const char *const kind_names[] = {"selector-epoll", "selector", "uv", "trio", "generic"};
-static Watch *generic_list[64]; /* borrowed: attached generic watches, for the drain */
+#define MAX_GENERIC 4096
+static Watch *generic_list[MAX_GENERIC]; /* borrowed: attached generic watches, for the drain */
 static int generic_count;
 
 void
@@ -27,111 +28,8 @@ lw_adopt_thread(lw_watch *w)
     }
 }
 
-static void
-refresh_bounds(Watch *self)
-{
-    uint64_t threshold = UINT64_MAX, interval = UINT64_MAX;
-    for (Scope *s = self->scopes; s != NULL; s = s->next) {
-        threshold = s->threshold < threshold ? s->threshold : threshold;
-        interval = s->interval < interval ? s->interval : interval;
-    }
-    atomic_store(&self->w.min_threshold, threshold);
-    atomic_store(&self->w.interval, interval);
-}
-
-static void
-keep(Scope *scope, PyObject *block)
-{
-    if (scope->on_block != NULL) {
-        PyObject *result = PyObject_CallOneArg(scope->on_block, block);
-        if (result == NULL) {
-            PyErr_WriteUnraisable(scope->on_block);
-        }
-        Py_XDECREF(result);
-        return;
-    }
-    if (PyList_GET_SIZE(scope->found) >= LW_MAX_FOUND) {
-        (void)PyList_SetSlice(scope->found, 0, 1, NULL);
-    }
-    if (PyList_Append(scope->found, block) < 0) {
-        PyErr_WriteUnraisable((PyObject *)scope);
-    }
-}
-
-/* The span, clipped to one scope: its block, or nothing. */
-static void
-judge(Watch *self, Scope *scope, uint64_t start, uint64_t end)
-{
-    uint64_t from = start > scope->entered ? start : scope->entered;
-    if (end <= from || end - from < scope->threshold) {
-        return;
-    }
-    PyObject *block = lw_block_build(self, from, end, scope->threshold);
-    if (block == NULL) {
-        PyErr_WriteUnraisable((PyObject *)scope);
-        return;
-    }
-    if (block != Py_None) {
-        keep(scope, block);
-    }
-    Py_DECREF(block);
-}
-
-/* Hold the sampler still.  The span ends here (OVER) or goes on behind a scope; the
- * mark of a working loop goes only after a stop was accounted for, by us or the watchdog. */
-static void
-pin(Watch *self, uint64_t start, uint64_t end, int over)
-{
-    lw_watch_lock(&self->w);
-    lw_account_gap(&self->w, end);
-    if (over) {
-        atomic_store(&self->w.busy, 0);
-    }
-    if (self->w.sampler.span != start) { /* never sampled */
-        lw_sampler_begin(&self->w.sampler, start);
-    }
-    self->w.pinned++;
-    lw_watch_unlock(&self->w);
-}
-
-static void
-unpin(Watch *self)
-{
-    lw_watch_lock(&self->w);
-    self->w.pinned--;
-    lw_watch_unlock(&self->w);
-}
-
 void
-lw_span_end(Watch *self, uint64_t start, uint64_t end)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    Py_INCREF(self);
-    pin(self, start, end, self->w.kind != LW_GENERIC);
-    /* A callback may open or close scopes: walk over a copy. */
-    int n = self->nscopes, i = 0;
-    Scope **copy = PyMem_Calloc((size_t)(n ? n : 1), sizeof(Scope *));
-    if (copy != NULL) {
-        for (Scope *s = self->scopes; s != NULL && i < n; s = s->next) {
-            copy[i++] = (Scope *)Py_NewRef(s);
-        }
-        while (i > 0) { /* the outermost, oldest first */
-            Scope *s = copy[--i];
-            if (s->watch != NULL) {
-                judge(self, s, start, end);
-            }
-            Py_DECREF(s);
-        }
-    }
-    PyMem_Free(copy);
-    unpin(self);
-    Py_DECREF(self);
-    PyErr_Restore(type, value, traceback);
-}
-
-static void
-drain_one(Watch *self)
+lw_watch_drain(Watch *self)
 {
     uint64_t end = atomic_load(&self->w.pending_end);
     if (end != 0) {
@@ -145,7 +43,7 @@ lw_drain_generic(void *unused)
 {
     (void)unused;
     for (int i = 0; i < generic_count; i++) {
-        drain_one(generic_list[i]);
+        lw_watch_drain(generic_list[i]);
     }
     return 0;
 }
@@ -179,8 +77,8 @@ attach(Watch *self)
         status = lw_probe_uv_attach(self);
         break;
     case LW_GENERIC:
-        if (generic_count == (int)(sizeof(generic_list) / sizeof(generic_list[0]))) {
-            PyErr_SetString(PyExc_RuntimeError, "at most 64 loops without a probe can be watched at once");
+        if (generic_count == MAX_GENERIC) {
+            PyErr_SetString(PyExc_RuntimeError, "at most 4096 loops without a probe can be watched at once");
             status = -1;
         }
         else {
@@ -198,8 +96,8 @@ attach(Watch *self)
     return 0;
 }
 
-static void
-detach(Watch *self)
+void
+lw_watch_detach(Watch *self)
 {
     if (!self->attached) {
         return;
@@ -263,7 +161,7 @@ watch_tp_init(Watch *self, PyObject *args, PyObject *kwargs)
     }
     self->loop = Py_NewRef(loop);
     self->w.kind = (enum lw_kind)found;
-    refresh_bounds(self);
+    lw_scope_bounds(self);
     return 0;
 }
 
@@ -284,7 +182,7 @@ watch_traverse(Watch *self, visitproc visit, void *arg)
 static int
 watch_clear(Watch *self)
 {
-    detach(self);
+    lw_watch_detach(self);
     stats_drop(self);
     Py_CLEAR(self->loop);
     Py_CLEAR(self->selector);
@@ -326,29 +224,15 @@ watch_open_scope(Watch *self, PyObject *args, PyObject *kwargs)
         PyErr_Format(PyExc_TypeError, "on_block must be callable or None, not %.100s", Py_TYPE(on_block)->tp_name);
         return NULL;
     }
-    Scope *scope = PyObject_GC_New(Scope, lw_scope_type);
-    if (scope == NULL) {
+    if (!self->attached && attach(self) < 0) {
         return NULL;
     }
-    scope->watch = NULL;
-    scope->next = NULL;
-    scope->on_block = on_block == Py_None ? NULL : Py_NewRef(on_block);
-    scope->threshold = (uint64_t)threshold;
-    scope->interval = (uint64_t)interval;
-    scope->found = PyList_New(0);
-    PyObject_GC_Track(scope);
-    if (scope->found == NULL || (!self->attached && attach(self) < 0)) {
-        Py_DECREF(scope);
-        return NULL;
+    PyObject *scope =
+        lw_scope_open(self, (uint64_t)threshold, (uint64_t)interval, on_block == Py_None ? NULL : on_block);
+    if (scope == NULL && self->nscopes == 0) {
+        lw_watch_detach(self);
     }
-    scope->watch = (Watch *)Py_NewRef(self);
-    scope->next = self->scopes;
-    self->scopes = scope;
-    self->nscopes++;
-    refresh_bounds(self);
-    lw_watchdog_hurry((uint64_t)threshold);
-    scope->entered = lw_now_ns();
-    return (PyObject *)scope;
+    return scope;
 }
 
 static PyObject *
@@ -422,7 +306,7 @@ watch_stats_close(Watch *self, PyObject *Py_UNUSED(unused))
 static PyObject *
 watch_abandon(Watch *self, PyObject *Py_UNUSED(unused))
 {
-    detach(self);
+    lw_watch_detach(self);
     Py_RETURN_NONE;
 }
 
@@ -475,144 +359,13 @@ static PyType_Slot watch_slots[] = {
 static PyType_Spec watch_spec = {"loopwatch._core.Watch", sizeof(Watch), 0,
                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE, watch_slots};
 
-/* --- Scope --- */
-
-static PyObject *
-swap_found(Scope *self)
-{
-    PyObject *empty = PyList_New(0), *found;
-    if (empty == NULL) {
-        return NULL;
-    }
-    found = self->found;
-    self->found = empty;
-    return found;
-}
-
-/* Take an open scope off its Watch; the last one takes the probe away. */
-static void
-scope_unlink(Scope *self)
-{
-    Watch *watch = self->watch;
-    for (Scope **at = &watch->scopes; *at != NULL; at = &(*at)->next) {
-        if (*at == self) {
-            *at = self->next;
-            watch->nscopes--;
-            break;
-        }
-    }
-    self->watch = NULL;
-    refresh_bounds(watch);
-    if (watch->nscopes == 0) {
-        detach(watch);
-    }
-    Py_DECREF(watch);
-}
-
-static void
-scope_shut(Scope *self)
-{
-    Watch *watch = self->watch;
-    if (watch == NULL) {
-        return;
-    }
-    uint64_t now = lw_now_ns();
-    if (watch->w.kind == LW_GENERIC) {
-        drain_one(watch);
-    }
-    uint64_t busy = atomic_load(&watch->w.busy);
-    if (watch->attached && busy != 0 && busy < now && now - busy >= self->threshold) {
-        pin(watch, busy, now, 0);
-        judge(watch, self, busy, now);
-        unpin(watch);
-    }
-    scope_unlink(self);
-}
-
-static PyObject *
-scope_take(Scope *self, PyObject *Py_UNUSED(unused))
-{
-    return swap_found(self);
-}
-
-static PyObject *
-scope_close(Scope *self, PyObject *Py_UNUSED(unused))
-{
-    scope_shut(self);
-    return swap_found(self);
-}
-
-static PyObject *
-scope_get_closed(Scope *self, void *Py_UNUSED(unused))
-{
-    return PyBool_FromLong(self->watch == NULL);
-}
-
-static int
-scope_traverse(Scope *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(self->watch);
-    Py_VISIT(self->on_block);
-    Py_VISIT(self->found);
-    return 0;
-}
-
-static int
-scope_clear(Scope *self)
-{
-    Py_CLEAR(self->on_block);
-    return 0;
-}
-
-static void
-scope_dealloc(Scope *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    if (self->watch != NULL) { /* forgotten open: unlink, judge nothing */
-        scope_unlink(self);
-    }
-    Py_XDECREF(self->on_block);
-    Py_XDECREF(self->found);
-    type->tp_free(self);
-    Py_DECREF(type);
-}
-
-static PyMethodDef scope_methods[] = {
-    {"take", (PyCFunction)scope_take, METH_NOARGS, "The blocks found so far; they are given out once."},
-    {"close", (PyCFunction)scope_close, METH_NOARGS, "End the scope; the blocks not taken yet."},
-    {NULL, NULL, 0, NULL},
-};
-static PyGetSetDef scope_getset[] = {
-    {"closed", (getter)scope_get_closed, NULL, "Whether the scope has ended.", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
-static PyType_Slot scope_slots[] = {
-    {Py_tp_doc, "A stretch of watching on one Watch."},
-    {Py_tp_traverse, scope_traverse},
-    {Py_tp_clear, scope_clear},
-    {Py_tp_dealloc, scope_dealloc},
-    {Py_tp_methods, scope_methods},
-    {Py_tp_getset, scope_getset},
-    {0, NULL},
-};
-static PyType_Spec scope_spec = {"loopwatch._core.Scope", sizeof(Scope), 0,
-                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE
-                                     | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                                 scope_slots};
-
 int
 lw_watch_init(PyObject *module)
 {
     if (lw_watch_type == NULL) {
         lw_watch_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &watch_spec, NULL);
     }
-    if (lw_scope_type == NULL) {
-        lw_scope_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &scope_spec, NULL);
-    }
-    if (lw_watch_type == NULL || lw_scope_type == NULL || PyModule_AddType(module, lw_watch_type) < 0
-        || PyModule_AddType(module, lw_scope_type) < 0) {
+    if (lw_watch_type == NULL || PyModule_AddType(module, lw_watch_type) < 0) {
         return -1;
     }
     lw_watchdog_set_drain(lw_drain_generic);

@@ -47,6 +47,12 @@ struct Scope {
 
 extern PyTypeObject *lw_watch_type, *lw_scope_type; /* owned by the module, process-wide */
 int lw_watch_init(PyObject *module);
+int lw_scope_init(PyObject *module);
+void lw_watch_detach(Watch *self); /* idempotent: the probe goes, the watchdog forgets the loop */
+void lw_watch_drain(Watch *self);  /* hand over the finished span of a loop without a probe */
+/* A new reference to an open scope on an attached watch; ON_BLOCK is borrowed, or NULL. */
+PyObject *lw_scope_open(Watch *watch, uint64_t threshold, uint64_t interval, PyObject *on_block);
+void lw_scope_bounds(Watch *watch); /* the smallest threshold and interval of its scopes */
 void lw_span_end(Watch *self, uint64_t start, uint64_t end); /* GIL held; keeps any exception that is set */
 int lw_drain_generic(void *unused);
 

@@ -53,6 +53,9 @@ typedef struct lw_watch {
     /* generic: a finished span that waits to be handed over */
     _Atomic uint64_t pending_start, pending_end;
     int epoll_seen;
+    /* uvloop: the watchdog met the thread outside of its poll while the loop had no span, and how often since */
+    uint64_t met_at;
+    _Atomic int met;
 } lw_watch;
 
 int lw_watchdog_start(void);             /* idempotent; -1 and errno */

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loopwatch.actions import LeakAction
     from loopwatch.blocking import no_event_loop_blocking
+    from loopwatch.calls.info import BlockingCallInfo
+    from loopwatch.calls.monitor import EventLoopMonitor, event_loop_monitor_ctx
     from loopwatch.errors import (
         AsyncGeneratorLeakError,
         DescriptorLeakError,
@@ -51,9 +53,9 @@ if TYPE_CHECKING:
     from loopwatch.leaks.tasks import LeakedTask, TaskState, no_task_leaks
     from loopwatch.leaks.threads import LeakedThread, LeakedThreadPool, no_thread_leaks
     from loopwatch.memory import AllocationTrace, MemoryLeakDetector
-    from loopwatch.prevention import GracefulShutdown, TaskManager, managed_generator, timeout_task
     from loopwatch.monitor.alarms import Alarm
     from loopwatch.monitor.monitor import Monitor
+    from loopwatch.prevention import GracefulShutdown, TaskManager, managed_generator, timeout_task
     from loopwatch.settings import DEFAULT_THREAD_NAME_FILTER, SettingError
 
     PyleakExceptionGroup = LeakErrorGroup
@@ -94,6 +96,9 @@ _LATER = {
     "no_timer_leaks": "leaks.resources",
     "LeakAction": "actions",
     "no_event_loop_blocking": "blocking",
+    "BlockingCallInfo": "calls.info",
+    "EventLoopMonitor": "calls.monitor",
+    "event_loop_monitor_ctx": "calls.monitor",
     "AsyncGeneratorLeakError": "errors",
     "DescriptorLeakError": "errors",
     "DestroyedTaskError": "errors",
@@ -128,11 +133,12 @@ _ALIASES = {"PyleakExceptionGroup": "LeakErrorGroup"}
 
 __all__ = [
     "DEFAULT_THREAD_NAME_FILTER",
-    "AllocationTrace",
     "Alarm",
+    "AllocationTrace",
     "AsyncGeneratorLeakError",
     "Baseline",
     "BaselineError",
+    "BlockingCallInfo",
     "CallerContext",
     "Cause",
     "DescriptorLeakError",
@@ -140,6 +146,7 @@ __all__ = [
     "DestroyedTaskError",
     "EventLoopBlock",
     "EventLoopBlockError",
+    "EventLoopMonitor",
     "ExecutorLeakError",
     "GracefulShutdown",
     "Ignore",
@@ -173,6 +180,7 @@ __all__ = [
     "UnawaitedCoroutine",
     "UnawaitedCoroutineError",
     "__version__",
+    "event_loop_monitor_ctx",
     "ignore_current",
     "managed_generator",
     "no_async_generator_leaks",

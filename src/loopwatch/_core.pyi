@@ -25,6 +25,10 @@ class RawSegment(TypedDict):
     callback_index: int | None  # which of the iteration's callbacks it was, from 0
     callback_total: int | None  # how many callbacks the iteration ran
     request: int  # number of the request it, or the GIL's holder, worked for; 0 unknown
+    marks: list[tuple[int, int]]  # of each frame: co_flags; 1 another call than in the segment before, 2 called from C
+    advances: int  # samples of it before which the thread may have run since the sample before
+    shifts: int  # samples of it in which the innermost frame was at another instruction than before
+    slack_ns: int  # between its first sample and the one before, or the block's begin
 
 class RawBlock(TypedDict):
     start_ns: int  # CLOCK_MONOTONIC
@@ -85,6 +89,12 @@ def creation_info() -> dict[str, int]: ...  # stacks, bytes: distinct creation s
 
 def count_objects() -> dict[type, tuple[int, int]]:
     """How many objects of each type the garbage collector tracks, and how many bytes they are themselves."""
+
+def referrers(targets: tuple[Any, ...], nanoseconds: int, /) -> tuple[list[tuple[int, Any]], bool]:
+    """What refers to each target, as (its index, what refers to it), and whether time sufficed to see everything."""
+
+def objects_of(types: tuple[type, ...], nanoseconds: int, /) -> tuple[list[tuple[int, Any]], bool]:
+    """The objects of exactly these types that the garbage collector tracks, in the same form."""
 
 # --- what a scope made ---
 
@@ -152,9 +162,10 @@ RawDoing = tuple[str, str | None, int, int, list[RawFrame] | None]
 thread that has the GIL waited for; stack, None where it cannot be read."""
 
 def threads_doing(pairs: Sequence[tuple[int, int]]) -> list[RawDoing]: ...  # pairs: number of a thread state, native id
-def watchdog_tid() -> int: ...  # loopwatch's own thread, 0 if there is none
+def own_tids() -> tuple[int, int]: ...  # loopwatch's own threads: watchdog, capture; 0: there is none
 
-# --- task records ------------------------------------------------------------------------------------------------------
+# --- task records ---
+# --- task records -----------------------------------------------------------------------------------------------------
 
 SCOPE: Final[ContextVar[Any]]  # the token of the guard under which something is created
 
@@ -287,4 +298,27 @@ def set_library_folders(folders: tuple[str, ...]) -> None: ...  # for await_site
 def stuck_tasks(loop: object) -> list[tuple[Any, str]]: ...  # those of a loop (None: all), with the reason
 def stuck(
     tasks: list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any] | dict[Any, Any],
+    nanoseconds: int = 0,  # of CPU time; beyond, the answer is empty; 0: no limit
+    /,
 ) -> dict[Any, str]: ...
+
+# --- memory ---
+
+RawLink = tuple[str, Any, RawFrame | None]  # how, name or key or index, place of a suspended frame
+
+def held_by(
+    box: list[Any], own_frames: int, skip: tuple[Any, ...]
+) -> tuple[str, Any, int | None, Any, list[tuple[RawLink, Any]]] | None:
+    """What keeps the one object in a list alive: root kind, detail, thread, object, links; newest frames left out."""
+
+# --- blocking calls ---
+
+def calls_report(function: Callable[[Any, int, int, int], bool] | None, threshold_ns: int = 0) -> None:
+    """Tell of each call that took so long: function(callable or code, is C, ns, of which told before) -> told."""
+
+def calls_enter() -> None: ...  # measure the calls of this thread; RuntimeError where another profiler is (3.11)
+def calls_leave() -> None: ...
+def calls_hooks(disable: object) -> tuple[Any, Any, Any, Any]: ...  # 3.12 +: for begin, end, C begin, C end
+def call_guarded(callback: Callable[[Any], object], info: Any) -> None: ...  # its exceptions go to sys.unraisablehook
+def retained(starts: list[Any], limit: int) -> tuple[dict[type, tuple[int, int]], bool, bool]:
+    """What would be freed if these objects went: count and bytes by type; whether cut; whether a frame of it runs."""

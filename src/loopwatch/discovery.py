@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from loopwatch.discovery_trio import TrioHook
 from loopwatch.loops import running_loop
@@ -135,8 +135,10 @@ class _Hooks:
 _hooks = _Hooks()
 
 
-def subscribe(listener: LoopListener, *, existing: bool = False) -> None:
+def subscribe(listener: LoopListener, *, existing: bool | Literal["own"] = False) -> None:
     """Tell a listener of all loops that start from now on; with ``existing``, of those that run now as well.
+
+    ``"own"``: only of the one that runs in this thread, which takes no search.
 
     A loop that runs in another thread is told of once it comes to run its callbacks.
     """
@@ -150,7 +152,7 @@ def subscribe(listener: LoopListener, *, existing: bool = False) -> None:
     if own is not None:
         _hooks.running[threading.get_ident()] = own
         listener.loop_started(own)
-    for loop in _loops_of_other_threads():
+    for loop in () if existing == "own" else _loops_of_other_threads():
         if loop is not own:
             call_in_loop(loop, functools.partial(_tell_existing, listener))
 

@@ -111,12 +111,13 @@ class EventLoopBlock:
 
     ``block_id`` counts from 1 in each guard; ``duration`` and ``threshold`` are seconds; ``timestamp`` is the Unix time
     at which the block began.  ``blocking_stack`` is where most of it was spent, outermost first; where there is none,
-    ``missing_reason`` says why.  ``callbacks`` is how many callbacks the iteration ran, ``heaviest`` the longest of
-    them with its seconds; ``scattered`` tells that none took over half.  ``holder_thread`` and ``holder_stack`` are
-    those of the thread that held the GIL, if that is the cause.  ``stopped`` and ``starved`` are the seconds of it in
-    which the process, or this thread, was kept from running; ``stall`` tells that they are more than half of it and
-    that what remains is below the threshold: then the machine is to blame, not the program.  ``request`` holds the
-    route, method and request_id of the web request it ran for, None where there is none or no integration is used.
+    ``missing_reason`` says why (or, beside a stack, what is doubtful about it).  ``callbacks`` is how many callbacks
+    the iteration ran, ``heaviest`` the longest of them with its seconds; ``scattered`` tells that none took over
+    half.  ``holder_thread`` and ``holder_stack`` are those of the thread that held the GIL, if that is the
+    cause.  ``stopped`` and ``starved`` are the seconds of it in which the process, or this thread, was kept from
+    running; ``stall`` tells that they are more than half of it and that what remains is below the threshold: then the
+    machine is to blame, not the program.  ``request`` holds the route, method and request_id of the web request it ran
+    for, None where there is none or no integration is used.
     """
 
     kind: ClassVar[str] = "block"
@@ -205,7 +206,8 @@ class EventLoopBlock:
         """Format the blocking stack as a traceback does; where there is none, say why."""
         if not self.blocking_stack:
             return f"  No stack: {self.missing_reason or 'not recorded'}\n"
-        return format_stack(self.blocking_stack)
+        stack = format_stack(self.blocking_stack)
+        return f"{stack}  Beware: {self.missing_reason}\n" if self.missing_reason else stack
 
     def __str__(self) -> str:
         lines = [

@@ -108,6 +108,8 @@ def block_text(block: EventLoopBlock, paint: Paint = plain, process: int | None 
     lines += [f"  also {seconds:.3f}s  {short_place(place)}: {why}" for place, seconds, why in other_places(block)]
     if block.blocking_stack:
         lines.append(format_stack(shown_frames(block.blocking_stack)).rstrip("\n"))
+        if block.missing_reason:
+            lines.append(f"  Beware: {block.missing_reason}")
     else:
         lines.append(f"  No stack: {block.missing_reason or 'not recorded'}")
     if block.holder_stack:

@@ -40,7 +40,7 @@ def frames_from_raw(raw: Iterable["RawFrame"]) -> tuple[Frame, ...]:
 
 
 def _frame(filename: str, qualname: str, line: int, end_line: int, column: int, end_column: int) -> Frame:
-    _offer_source(filename)
+    offer_source(filename)
     columns = column >= 0 and end_column >= 0 and line > 0
     frame = Frame(
         filename,
@@ -54,7 +54,7 @@ def _frame(filename: str, qualname: str, line: int, end_line: int, column: int, 
     return frame
 
 
-def _offer_source(filename: str) -> None:
+def offer_source(filename: str) -> None:
     """Let linecache ask the loader of a module that is no plain file (one imported from a zip archive)."""
     if filename in linecache.cache or filename.startswith("<") or os.path.exists(filename):
         return

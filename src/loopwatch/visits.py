@@ -247,6 +247,8 @@ def decorated_function(action: object) -> bool:
     decorator's), or where it cannot be called with a list of findings.  For functions that users call, directly.
     A guard then says ``return decorate_bare(no_things(), action)``.
     """
+    if action is None or isinstance(action, str | list | tuple):  # the usual ones, at once
+        return False
     if is_async(action):
         return True
     if not inspect.isfunction(action):

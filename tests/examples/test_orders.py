@@ -1,4 +1,4 @@
-"""examples/orders.py under ``loopwatch run``: each of its faults is found, at its line, with its cause."""
+"""examples/orders.py under ``loopwatch run``: each of its faults and leaks is found, at its line, with its cause."""
 
 from __future__ import annotations
 
@@ -25,12 +25,20 @@ FAULTS = {
     "gc": "gc",
 }
 
+# What is marked "leak: NAME", and how the guard's line about it begins.
+LEAKS = {
+    "task": "task 'audit' of audit(), created at",
+    "thread": "thread 'mailer' created at",
+    "generator": "async generator stock_levels first iterated at",
+    "socket": "UDP socket",
+}
 
-def fault_lines() -> dict[str, int]:
-    """The number of the line that each fault is marked on."""
+
+def marked_lines(kind: str) -> dict[str, int]:
+    """The number of the line that each fault, or leak, is marked on."""
     found = {}
     for number, line in enumerate(EXAMPLE.read_text(encoding="utf-8").splitlines(), 1):
-        _, mark, name = line.partition("  # fault: ")
+        _, mark, name = line.partition(f"  # {kind}: ")
         if mark:
             found[name] = number
     return found
@@ -46,8 +54,26 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     return json.loads(report.read_text(encoding="utf-8")), ended.stdout
 
 
-def test_the_table_names_every_mark() -> None:
+def fault_lines() -> dict[str, int]:
+    return marked_lines("fault")
+
+
+def test_the_tables_name_every_mark() -> None:
     assert fault_lines().keys() == FAULTS.keys()
+    assert marked_lines("leak").keys() == LEAKS.keys()
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_leak_is_told_once_with_the_line_that_made_it(run: tuple[dict[str, Any], str], name: str) -> None:
+    _, printed = run
+    told = [line for line in printed.splitlines() if line.startswith(f"orders: left behind: {LEAKS[name]}")]
+    assert len(told) == 1, printed
+    assert f"orders.py:{marked_lines('leak')[name]} in " in told[0]
+
+
+def test_no_other_leak_is_told(run: tuple[dict[str, Any], str]) -> None:
+    _, printed = run
+    assert printed.count("orders: left behind: ") == len(LEAKS), printed
 
 
 @pytest.mark.parametrize("name", FAULTS)

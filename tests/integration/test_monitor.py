@@ -30,7 +30,9 @@ LEAKS = """
 """
 
 
-def python(code: str, *arguments: str, before: tuple[str, ...] = (), env: dict[str, str] | None = None, tmp: Path) -> str:
+def python(
+    code: str, *arguments: str, before: tuple[str, ...] = (), env: dict[str, str] | None = None, tmp: Path
+) -> str:
     """Run a program; what it wrote, stderr last.  It must end well."""
     program = tmp / "program.py"
     program.write_text(textwrap.dedent(code))
@@ -112,8 +114,8 @@ def test_forked_workers_have_one_of_their_own(tmp_path: Path) -> None:
                 left = [asyncio.create_task(stuck()) for _ in range(3)]
                 await asyncio.sleep(0)
                 reading = loopwatch.autostart.start_from_environment().read()
-                print(os.getpid() != parent, [one.alive for one in reading.coroutines if one.qualname.endswith("stuck")],
-                      len(reading.loops), flush=True)
+                alive = [one.alive for one in reading.coroutines if one.qualname.endswith("stuck")]
+                print(os.getpid() != parent, alive, len(reading.loops), flush=True)
             asyncio.run(main())
 
         parent = os.getpid()

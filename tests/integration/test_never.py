@@ -37,6 +37,7 @@ def test_layout_is_exact() -> None:
     assert _core.LAYOUT == "exact"
 
 
+@pytest.mark.slow
 def test_churn_of_code_frames_and_threads_does_not_crash() -> None:
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", str(TARGETS / "churn.py"), str(SAMPLES)],

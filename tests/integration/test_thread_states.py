@@ -262,7 +262,7 @@ def test_native_threads_on_request_only() -> None:
     native = NativeThread()
     with no_thread_leaks("raise", grace_period=0), no_thread_leaks(got.extend, grace_period=0, native=True):
         native.start()
-        (tid,) = tasks() - before - {_core.watchdog_tid()}
+        (tid,) = tasks() - before - set(_core.own_tids())
         while _core.threads_doing([(0, tid)])[0][0] != "lock":
             time.sleep(0.001)
     with open(f"/proc/self/task/{tid}/comm", encoding="utf-8") as file:
@@ -286,7 +286,7 @@ def test_loopwatchs_own_thread_is_none() -> None:
                 await asyncio.sleep(0)
 
     asyncio.run(main())
-    assert _core.watchdog_tid() in tasks()
+    assert _core.own_tids()[0] in tasks()
 
 
 def test_native_thread_that_calls_python() -> None:

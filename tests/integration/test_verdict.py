@@ -57,6 +57,7 @@ def test_shape_on_uvloop(name: str) -> None:
     assert found <= expected(names)
 
 
+@pytest.mark.slow
 def test_random_programs() -> None:
     total = 0
     for seed in range(24):

@@ -104,9 +104,12 @@ PROGRAMS = {
     "core": (nested_callback_and_bad_input, 20),
     "stack": (lambda: _core.stack_of(threading.get_native_id()), 200),
 }
+SLOW = ("raise", "tasks")
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=pytest.mark.slow) if one in SLOW else one for one in PROGRAMS]
+)
 def test_no_drift(name: str) -> None:
     program, repeats = PROGRAMS[name]
     for _ in range(1500):

@@ -1,14 +1,17 @@
-"""Shows that a project's own tests end the same under ``loopwatch run`` as without it, test by test.
+"""Shows that a project's own tests end the same under loopwatch as without it, test by test.
 
 Downloads pinned releases of well-known async projects that ship their tests, installs them beside loopwatch into a
-temporary virtual environment, and runs each suite bare and under ``python -m loopwatch run``.  Tests that end
+temporary virtual environment, and runs each suite bare and watched.  Tests that end
 differently run again both ways, in the whole suite for they may depend on each other: one whose outcome varies without
 loopwatch, or does not differ again, is flaky.  Exits with 1 if a difference repeats, with 2 if a suite cannot be run.
 
-``--loopwatch`` names what pip is to install as loopwatch: this source tree unless told otherwise.
+They run under ``python -m loopwatch run``; with ``--plugin`` under the pytest plugin's ``--loopwatch`` instead, whose
+findings are listed: each is to be looked at.  ``--loopwatch`` names what pip is to install as loopwatch: this source
+tree unless told otherwise.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -106,9 +109,10 @@ class SuiteError(Exception):
 class Workshop:
     """A folder with one virtual environment and one source folder for each suite."""
 
-    def __init__(self, folder: Path, loopwatch: str, timeout: float) -> None:
+    def __init__(self, folder: Path, loopwatch: str, timeout: float, *, plugin: bool = False) -> None:
         self.folder = folder
         self.timeout = timeout
+        self.plugin = plugin
         self._loopwatch = loopwatch
         self._runs = 0
 
@@ -131,7 +135,10 @@ class Workshop:
         self._runs += 1
         home = self.folder / suite.name
         report, output = home / f"{self._runs}.xml", home / f"{self._runs}.txt"
-        command = [str(_python(home)), "-m", *(["loopwatch", "run", "-m"] if watched else []), "pytest", "-q"]
+        runner = ["loopwatch", "run", "-m"] if watched and not self.plugin else []
+        command = [str(_python(home)), "-m", *runner, "pytest", "-q"]
+        if watched and self.plugin:
+            command += ["-p", "loopwatch.pytest_plugin", "--loopwatch", f"--loopwatch-json={home / 'findings.json'}"]
         command += ["-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={report}", *suite.arguments]
         environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONHASHSEED": "0"}
         with output.open("wb") as sink:
@@ -151,6 +158,14 @@ class Workshop:
         if code not in (0, 1) or not report.exists():
             raise SuiteError(f"{_how(watched)} pytest ended with {code}{_tail(output)}")
         return read_report(report)
+
+    def findings(self, suite: Suite) -> list[str]:
+        """What the plugin found in the run last made: a line for each group."""
+        report = json.loads((self.folder / suite.name / "findings.json").read_text("utf-8"))
+        return [
+            f"{group['count']} {group['kind']}: {group['headline']} ({group['owners'][0]['owner']})"
+            for group in report["groups"]
+        ] + [f"trouble: {trouble['text']} ({trouble['test']})" for trouble in report["troubles"]]
 
     def _pip(self, suite: Suite, *arguments: str) -> None:
         command = [str(_python(self.folder / suite.name)), "-m", "pip", "--disable-pip-version-check"]
@@ -194,6 +209,8 @@ def compare(shop: Workshop, suite: Suite) -> bool:
     )
     for name in sorted(repeated):
         print(f"  {name}: bare {_ending(bare[0], name)}, under loopwatch {_ending(watched[0], name)}")
+    for line in shop.findings(suite) if shop.plugin else ():
+        print(f"  found {line}")
     return not repeated
 
 
@@ -221,17 +238,18 @@ def _tail(output: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare the suites named on the command line, or all; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Compare suites of other projects bare and under `loopwatch run`.")
+    parser = argparse.ArgumentParser(description="Compare suites of other projects bare and under loopwatch.")
     parser.add_argument("names", nargs="*", metavar="PROJECT", help=", ".join(suite.name for suite in SUITES))
     parser.add_argument("--loopwatch", default=str(ROOT), help="what pip installs: a folder, a wheel or a requirement")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, metavar="SEC", help="for one run of one suite")
+    parser.add_argument("--plugin", action="store_true", help="run under `pytest --loopwatch`, not `loopwatch run`")
     options = parser.parse_args(argv)
     unknown = set(options.names) - {suite.name for suite in SUITES}
     if unknown:
         parser.error(f"no such project: {', '.join(sorted(unknown))}")
     code = 0
     with tempfile.TemporaryDirectory(prefix="loopwatch-suites-") as folder:
-        shop = Workshop(Path(folder), options.loopwatch, options.timeout)
+        shop = Workshop(Path(folder), options.loopwatch, options.timeout, plugin=options.plugin)
         for suite in SUITES:
             if options.names and suite.name not in options.names:
                 continue

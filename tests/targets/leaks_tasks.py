@@ -372,7 +372,7 @@ async def rearming() -> None:
     async def link(left: int) -> None:
         await asyncio.sleep(0)
         if left:
-            asyncio.create_task(link(left - 1))  # noqa: RUF006 - the loop holds what is scheduled
+            asyncio.create_task(link(left - 1))
 
     await asyncio.create_task(link(50))
     await asyncio.sleep(0.01)

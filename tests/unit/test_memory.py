@@ -68,6 +68,7 @@ def test_counting_runs_nothing_of_the_programs() -> None:
     assert _core.count_objects()[type(keep)][0] == 1
 
 
+@pytest.mark.slow
 def test_counting_leaves_nothing_behind() -> None:
     drifts = []
     references = sys.getrefcount(Order)

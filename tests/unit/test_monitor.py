@@ -24,7 +24,7 @@ if not hasattr(_core, "count_tasks"):
     pytest.skip("needs the C core", allow_module_level=True)
 
 from loopwatch.monitor import Alarm, CoroutineReading, Monitor, Reading
-from loopwatch.monitor import monitor as monitor_module
+from loopwatch.monitor import running as monitor_module
 
 
 async def forever() -> None:
@@ -177,7 +177,7 @@ def test_start_and_stop_are_idempotent_and_leave_nothing() -> None:
         after = state(), dict(vars(loop)), dict(vars(loop._selector))
         assert after[0] == before[0]
         assert after[2] == before[2]
-        assert {key for key in after[1].keys() ^ before[1].keys()} == set()
+        assert after[1].keys() == before[1].keys()
         assert loop.get_task_factory() is None
         with pytest.raises(RuntimeError, match="start"):
             monitor.read()

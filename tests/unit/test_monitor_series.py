@@ -95,7 +95,8 @@ def test_restart_warms_up_again() -> None:
 
 def test_a_bound_needs_samples_in_a_row() -> None:
     bound = Bound(RULE)
-    assert [bound.add(time, value, 100) is not None for time, value in enumerate([150, 150, 90, 150, 150, 150, 150])] == [
+    values = [150, 150, 90, 150, 150, 150, 150]
+    assert [bound.add(time, value, 100) is not None for time, value in enumerate(values)] == [
         False, False, False, False, False, True, True,
     ]  # fmt: skip
 

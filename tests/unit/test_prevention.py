@@ -160,6 +160,32 @@ def test_no_task_is_created_while_they_are_being_cancelled_and_one_can_be_afterw
     asyncio.run(main())
 
 
+def test_two_that_cancel_all_at_once_leave_the_manager_open() -> None:
+    async def main() -> None:
+        manager = TaskManager()
+        let_go = asyncio.Event()
+
+        async def slow_to_end() -> None:
+            try:
+                await forever()
+            finally:
+                await let_go.wait()
+
+        manager.create_task(slow_to_end())
+        await asyncio.sleep(0)
+        first = asyncio.create_task(manager.cancel_all(deadline=0))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(manager.cancel_all())
+        assert len(await first) == 1
+        with pytest.raises(RuntimeError, match="cancel_all"):  # the second goes on
+            manager.create_task(forever())
+        let_go.set()
+        await second
+        await manager.create_task(asyncio.sleep(0))
+
+    asyncio.run(main())
+
+
 def test_a_managed_task_may_cancel_all_the_others() -> None:
     async def main() -> None:
         manager = TaskManager()

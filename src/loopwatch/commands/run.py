@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from loopwatch import _core
+from loopwatch.autowatch import AutoWatch
 from loopwatch.blocking import nanoseconds
 from loopwatch.blocks import block_from_raw
-from loopwatch.commands.autowatch import AutoWatch
 from loopwatch.commands.options import EXIT_BLOCKED, RunOptions, parse_run_options
 from loopwatch.commands.program import hide_own_frames, run_code, run_module, run_script
 from loopwatch.json_report import document, write_atomically
@@ -79,9 +79,9 @@ class Recorder:
         interval_ns = max(min(_CHECK_INTERVAL_NS, threshold_ns // 10), _SHORTEST_INTERVAL_NS)
         self.growth: GrowthWatch | None = None
         if options.monitor:
-            from loopwatch.commands.growthwatch import GrowthWatch
+            from loopwatch.commands import growthwatch
 
-            self.growth = GrowthWatch(options, self.terminal)
+            self.growth = growthwatch.GrowthWatch(options, self.terminal)
         self.watch = AutoWatch(threshold_ns, interval_ns, self.on_block, self.summary.add_loop, self.on_failure)
 
     def start(self) -> None:

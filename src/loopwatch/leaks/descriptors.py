@@ -1,14 +1,12 @@
 """File descriptors and sockets that were left open."""
 
 import _socket
-import asyncio
 import contextlib
-import gc
 import os
 import socket
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from traceback import FrameSummary
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,11 +16,12 @@ from loopwatch.findings import place_text
 from loopwatch.leaks import owners
 from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.loopfds import descriptors_of_loops
-from loopwatch.leaks.origins import Resource, ResourceSession, complete, creation_of, merged
+from loopwatch.leaks.origins import Resource, ResourceSession, creation_of, merged
 from loopwatch.printable import printable
 
 if TYPE_CHECKING:
     from loopwatch._core import Origin
+    from loopwatch.leaks.owners import Search
 
 __all__ = ["DescriptorKind", "LeakedDescriptor"]
 
@@ -64,6 +63,8 @@ class LeakedDescriptor(Resource):
 
     def _holder_text(self) -> str:
         if self.owner is None:
+            if self.unsearched:
+                return f"its owner is {self.unsearched}"
             return "no Python object owns it"
         return f"owned by a {self.owner}" + (f", held by {self.holder}" if self.holder else "")
 
@@ -72,8 +73,9 @@ class LeakedDescriptor(Resource):
         yield "What", self.what
         yield "Local Address", self.local
         yield "Peer", self.peer
-        yield "Owner", self.owner or "no Python object owns it, so nothing in the program can close it but os.close()"
-        yield "Held by", self.holder
+        nobody = self.unsearched or "no Python object owns it, so nothing in the program can close it but os.close()"
+        yield "Owner", self.owner or nobody
+        yield "Held by", self.holder or (self.unsearched if self.owner else None)
 
     def labels(self) -> Mapping[str, Sequence[str]]:
         return merged(super().labels(), name=[self.what])
@@ -123,10 +125,12 @@ class _Session(ResourceSession):
                 self._left.append(leak)
         return list(self._left)
 
+    def complete(self, leaks: Sequence[Any], search: "Search") -> list[Leak]:
+        found = search.owned_by(owners.descriptor_types(), owners.number_of, [leak.fd for leak in leaks])
+        search.look(list(found.values()))
+        return [_completed(leak, found.get(leak.fd), search) for leak in leaks]
+
     def apart(self) -> list[Leak]:
-        """The last word of a session: the owners are looked for now, once."""
-        if self._left:
-            _complete(self._left)
         return list(self._apart)
 
     def end(self) -> None:
@@ -136,13 +140,11 @@ class _Session(ResourceSession):
         super().end()
 
 
-def _complete(leaks: Sequence[LeakedDescriptor]) -> None:
-    found = owners.owners_of_descriptors(leak.fd for leak in leaks)
-    for leak in leaks:
-        owner = found.get(leak.fd)
-        if owner is not None:
-            outer = _outermost(owner)
-            complete([leak], owner=_object_text(outer), holder=_holder_text(outer, found))
+def _completed(leak: LeakedDescriptor, owner: Any, search: "Search") -> Leak:
+    if owner is None:
+        return replace(leak, unsearched=search.cut)
+    holder = _holder_text(owner, search)
+    return replace(leak, owner=_object_text(owner), holder=holder, unsearched=None if holder else search.cut)
 
 
 def _leak(number: int, mode: int, origin: "Origin | None") -> LeakedDescriptor | None:
@@ -211,42 +213,16 @@ def _address(ask: Any) -> str | None:
     return str(address) or None
 
 
-_WRAPPERS = ("BufferedReader", "BufferedWriter", "BufferedRandom", "TextIOWrapper", "BufferedRWPair")
-
-
-def _outermost(owner: Any) -> Any:
-    """The file object that people hold, around the raw one."""
-    for _ in range(2):
-        around = [held for held in gc.get_referrers(owner) if type(held).__name__ in _WRAPPERS]
-        if not around:
-            return owner
-        owner = around[0]
-    return owner
-
-
 def _object_text(owner: Any) -> str:
     kind = type(owner)
     return f"{kind.__module__.removeprefix('_')}.{kind.__qualname__} object"
 
 
-def _holder_text(owner: Any, *skip: Any) -> str | None:
-    transport = _transport_of(owner)
+def _holder_text(owner: Any, search: "Search") -> str | None:
+    transport = search.transport_of(owner)
     if transport is not None:
         state = "closing" if transport.is_closing() else "open"
         protocol = getattr(transport, "get_protocol", lambda: None)()
         about = f" with protocol {type(protocol).__qualname__}" if protocol is not None else ""
         return f"an asyncio transport that is {state}{about}"
-    return owners.holder_of(owner, *skip)
-
-
-def _transport_of(owner: Any) -> Any:
-    if isinstance(owner, asyncio.BaseTransport) or hasattr(type(owner), "get_extra_info"):
-        return owner
-    for referrer in gc.get_referrers(owner):
-        if isinstance(referrer, asyncio.BaseTransport):
-            return referrer
-        if isinstance(referrer, dict):
-            for outer in gc.get_referrers(referrer):
-                if isinstance(outer, asyncio.BaseTransport):
-                    return outer
-    return None
+    return search.holder_of(owner)

@@ -2,16 +2,18 @@
 
 import asyncio
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loopwatch import _core
 from loopwatch.errors import ExecutorLeakError
-from loopwatch.leaks import owners
 from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.loopfds import open_loops
-from loopwatch.leaks.origins import Resource, ResourceSession, complete, creation_of
+from loopwatch.leaks.origins import Resource, ResourceSession, creation_of, with_holders
+
+if TYPE_CHECKING:
+    from loopwatch.leaks.owners import Search
 
 __all__ = ["ExecutorKind", "LeakedExecutor"]
 
@@ -45,8 +47,19 @@ class LeakedExecutor(Resource):
 
     def facts(self) -> Iterable[tuple[str, str | None]]:
         yield "Workers", self._workers_text()
-        yield "Held by", self.holder
+        yield "Held by", self.holder or self.unsearched
         yield "End it with", "shutdown(), or `with` around its use"
+
+    def covers(self) -> Collection[object]:
+        executor = self.executor_ref
+        if executor is None:
+            return ()
+        helpers = (
+            getattr(executor, "_executor_manager_thread", None),
+            getattr(getattr(executor, "_call_queue", None), "_thread", None),
+        )
+        parts = (getattr(executor, "_threads", None) or (), getattr(executor, "_processes", None) or (), helpers)
+        return {part for several in parts for part in list(several) if part is not None}
 
 
 class ExecutorKind(Kind):
@@ -90,9 +103,10 @@ class _Session(ResourceSession):
             (self._apart if self.foreign(origin) else self._left).append(leak)
         return list(self._left)
 
+    def complete(self, leaks: Sequence[Any], search: "Search") -> list[Leak]:
+        return with_holders(leaks, [leak.executor_ref for leak in leaks], search)
+
     def apart(self) -> list[Leak]:
-        for leak in self._left:
-            complete([leak], holder=owners.holder_of(leak.executor_ref))
         return list(self._apart)
 
     def cancel(self, leaks: Sequence[Leak]) -> list[Leak]:

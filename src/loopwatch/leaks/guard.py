@@ -21,6 +21,7 @@ from loopwatch.leaks.waiting import (
     Findings,
     Rule,
     Watched,
+    all_clean,
     cancel_again,
     is_cancellation,
     judge,
@@ -124,7 +125,8 @@ class LeakGuard(Guard[_Visit]):
     def _leave(self, visit: _Visit, body: BaseException | None, site: Callable[[], Site]) -> None:
         found: list[Findings] = []
         try:
-            if self._misplaced(visit, body):
+            if self._misplaced(visit, body) or all_clean(visit.watched):
+                self._keep(())
                 return
             for pause in judge(visit.watched, body, found):
                 time.sleep(pause)
@@ -138,7 +140,8 @@ class LeakGuard(Guard[_Visit]):
         found: list[Findings] = []
         interrupt: BaseException | None = None
         try:
-            if self._misplaced(visit, body):
+            if self._misplaced(visit, body) or all_clean(visit.watched):
+                self._keep(())
                 return
             judging = judge(visit.watched, body, found)
             for pause in judging:
@@ -165,10 +168,10 @@ class LeakGuard(Guard[_Visit]):
         """Whether the visit is left where it cannot be judged: raises RuntimeError, or notes it on the body's error."""
         if visit.inherited:
             return True
-        if not any(watched.rule.kind.needs_loop for watched in visit.watched):
-            return False
         entered, here = visit.loop(), running_loop()
         if entered is here and here is not None:
+            return False
+        if not any(watched.rule.kind.needs_loop for watched in visit.watched):
             return False
         closed = entered is None or (callable(getattr(entered, "is_closed", None)) and entered.is_closed())
         misuse = RuntimeError(

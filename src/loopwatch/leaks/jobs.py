@@ -1,12 +1,13 @@
 """What is outside a loop that a task waits for: sockets by their addresses, executor jobs by their functions."""
 
 import functools
-import gc
 import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
+
+from loopwatch.leaks.owners import instances_of
 
 T = TypeVar("T")
 
@@ -73,13 +74,11 @@ def job_of(awaited: Any, make: Callable[..., T]) -> T | None:
 
 
 def _work_item(source: Any) -> Any:
-    for referrer in gc.get_referrers(source):
-        if type(referrer).__name__ == "_WorkItem":
-            return referrer
-        if isinstance(referrer, dict):  # its attributes, where they are a dictionary of their own
-            for owner in gc.get_referrers(referrer):
-                if type(owner).__name__ == "_WorkItem":
-                    return owner
+    for module in ("concurrent.futures.thread", "concurrent.futures.process"):
+        kind = getattr(sys.modules.get(module), "_WorkItem", None)
+        for item in instances_of(kind) if kind is not None else ():
+            if getattr(item, "future", None) is source:
+                return item
     return None
 
 

@@ -7,12 +7,15 @@ filters, suppressions, actions, errors.
 
 import abc
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from traceback import FrameSummary
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loopwatch.errors import EventLoopBlockError, ScopeLeakError
 from loopwatch.stacks import making_module, module_of, qualified_name, user_frame
+
+if TYPE_CHECKING:
+    from loopwatch.leaks.owners import Search
 
 __all__ = ["Kind", "Leak", "Session", "module_of"]
 
@@ -51,6 +54,14 @@ class Leak(abc.ABC):
             "module": [] if module is None else [module],
         }
 
+    def about(self) -> Sequence[object]:
+        """The threads and process ids that it is about."""
+        return ()
+
+    def covers(self) -> Collection[object]:
+        """Threads and process ids that it tells of too: findings that are about nothing else are left out."""
+        return ()
+
     @abc.abstractmethod
     def __str__(self) -> str: ...
 
@@ -68,6 +79,10 @@ class Session(abc.ABC):
     def settled(self) -> str | None:
         """Why waiting longer cannot change anything; None while it may."""
         return None
+
+    def complete(self, leaks: Sequence[Leak], search: "Search") -> list[Leak]:
+        """The same findings with what is dear to find out: called once, for those that are about to be reported."""
+        return list(leaks)
 
     def cancel(self, leaks: Sequence[Leak]) -> list[Leak]:
         """Ask leaks to end, without waiting; returns those that cannot be asked."""

@@ -2,13 +2,13 @@
 
 import asyncio
 import ctypes
-import gc
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from loopwatch import _core
+from loopwatch.leaks.owners import instances_of
 
 __all__ = ["descriptors_of", "descriptors_of_loops", "open_loops", "uv_backend"]
 
@@ -21,13 +21,13 @@ _uv_signal_pipe: set[int] = set()
 
 def open_loops() -> list[Any]:
     """Every asyncio or uvloop event loop of the process that is not closed."""
-    return [one for one in gc.get_objects() if _is_loop(one) and not one.is_closed()]
+    return [one for one in instances_of(asyncio.AbstractEventLoop) if _is_open(one)]
 
 
-def _is_loop(candidate: Any) -> bool:
+def _is_open(loop: Any) -> bool:
     try:
-        return issubclass(type(candidate), asyncio.AbstractEventLoop) and hasattr(candidate, "is_closed")
-    except Exception:  # a type that cannot be asked
+        return not loop.is_closed()
+    except Exception:  # half made
         return False
 
 

@@ -6,14 +6,16 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loopwatch import _core
 from loopwatch.errors import LoopLeakError
-from loopwatch.leaks import owners
 from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.loopfds import open_loops, uv_backend
-from loopwatch.leaks.origins import Resource, ResourceSession, complete, creation_of
+from loopwatch.leaks.origins import Resource, ResourceSession, creation_of, with_holders
+
+if TYPE_CHECKING:
+    from loopwatch.leaks.owners import Search
 
 __all__ = ["LeakedLoop", "LoopKind"]
 
@@ -43,7 +45,7 @@ class LeakedLoop(Resource):
     def facts(self) -> Iterable[tuple[str, str | None]]:
         yield "State", "running" if self.running else "stopped, not closed: its epoll and its pipe stay open"
         yield "Pending tasks", str(self.pending) if self.pending else None
-        yield "Held by", self.holder
+        yield "Held by", self.holder or self.unsearched
         yield "Close it with", "close(), or run the coroutine by asyncio.run()"
 
 
@@ -100,9 +102,10 @@ class _Session(ResourceSession):
         epolls = {number for number, mode, *_ in fresh if _is_epoll(number, mode)}
         return [(loop, None) for loop in open_loops() if uv_backend(loop) in epolls] if epolls else []
 
+    def complete(self, leaks: Sequence[Any], search: "Search") -> list[Leak]:
+        return with_holders(leaks, [leak.loop_ref for leak in leaks], search)
+
     def apart(self) -> list[Leak]:
-        for leak in self._left:
-            complete([leak], holder=owners.holder_of(leak.loop_ref))
         return list(self._apart)
 
     def cancel(self, leaks: Sequence[Leak]) -> list[Leak]:

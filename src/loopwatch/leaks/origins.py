@@ -9,7 +9,7 @@ import itertools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import Token
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from traceback import FrameSummary
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,8 +21,9 @@ from loopwatch.stacks import Frame, format_stack, frames_from_raw, is_library, i
 
 if TYPE_CHECKING:
     from loopwatch._core import Origin
+    from loopwatch.leaks.owners import Search
 
-__all__ = ["Resource", "ResourceSession", "creation_of", "one_frame"]
+__all__ = ["Resource", "ResourceSession", "creation_of", "one_frame", "with_holders"]
 
 _marks = itertools.count(1)
 
@@ -37,6 +38,8 @@ class Resource(Leak):
 
     name: str
     creation_stack: list[FrameSummary] | None
+    unsearched: str | None = field(default=None, kw_only=True, compare=False)
+    """Why its owner or holder was not found, where the search for them was cut short."""
 
     def facts(self) -> Iterable[tuple[str, str | None]]:
         """What is known of it besides, as (label, text); those without a text are left out."""
@@ -98,8 +101,7 @@ def creation_of(origin: "Origin | None") -> list[FrameSummary] | None:
     """The stack of a making, from the first frame that is the program's: those outside run every program."""
     if origin is None:
         return None
-    # a line of 0: what the interpreter puts between a class and its __init__
-    frames: list[FrameSummary] = list(frames_from_raw(raw for raw in origin.frames() if raw[2] > 0))
+    frames: list[FrameSummary] = list(frames_from_raw(origin.frames()))
     while len(frames) > 1 and is_runner(frames[0].filename):
         del frames[0]
     for number in range(len(frames) - 1, 0, -1):  # what a loop called: the frames before it say how it was started
@@ -131,8 +133,12 @@ def merged(labels: Mapping[str, Sequence[str]], **more: Sequence[str]) -> dict[s
     return {**labels, **{key: [*labels.get(key, ()), *values] for key, values in more.items()}}
 
 
-def complete(leaks: Iterable[Any], **fields: Any) -> None:
-    """Fill fields of findings that are not yet handed out."""
-    for leak in leaks:
-        for name, value in fields.items():
-            object.__setattr__(leak, name, value)
+def with_holders(leaks: Sequence[Any], things: Sequence[Any], search: "Search") -> list[Leak]:
+    """The findings with who holds the thing of each; a thing that is None has no holder."""
+    search.hide(things)
+    search.look([thing for thing in things if thing is not None])
+    found: list[Leak] = []
+    for leak, thing in zip(leaks, things, strict=True):
+        holder = None if thing is None else search.holder_of(thing)
+        found.append(replace(leak, holder=holder, unsearched=None if holder else search.cut))
+    return found

@@ -1,70 +1,209 @@
 """Who holds a descriptor, a process or an executor: looked for only once there is something to report.
 
-One pass over all objects that the garbage collector tracks finds the owners; what refers to an owner tells its holder,
-in words such as "global 'pool' of module shop" or "attribute 'sock' of Client".
+``owned_by`` finds the Python objects that own descriptors or processes; what refers to an owner tells its holder, in
+words such as "global 'pool' of module shop" or "attribute 'sock' of Client".  All of it together may take 0.1 s of
+CPU time an exit, since the event loop stands still meanwhile: a ``Search`` ends with what it saw by then, and says so.
 """
 
-import gc
+import asyncio
 import io
 import sys
+import time
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-__all__ = ["holder_of", "owners_of_descriptors", "owners_of_processes"]
+from loopwatch import _core
 
-_MOST_REFERRERS = 100
+__all__ = ["Search", "descriptor_types", "instances_of", "number_of", "pid_of", "process_types", "subclasses"]
+
+_BUDGET = 0.1
+_NO_LIMIT = 1 << 60
+_LEVELS = 3  # who holds it, who holds that, and whose attributes those are
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+# the outermost first
+_FILES: tuple[type, ...] = (io.TextIOWrapper, io.BufferedRandom, io.BufferedReader, io.BufferedWriter, io.FileIO)
 
 
-def owners_of_descriptors(numbers: Iterable[int]) -> dict[int, Any]:
-    """By descriptor, the Python object that owns it: a file, a socket, an epoll; of uvloop the transport."""
-    wanted = set(numbers)
-    found: dict[int, Any] = {}
-    for candidate in gc.get_objects():
-        if _may_own(candidate):
-            number = _number_of(candidate)
-            if number in wanted:
-                found.setdefault(number, candidate)
+class Search:
+    """What one exit may spend on finding owners and holders; begun by the first question."""
+
+    def __init__(self, budget: float = _BUDGET) -> None:
+        self._budget = budget
+        self._deadline: int | None = None
+        self._referrers: dict[int, list[Any]] = {}
+        self._hidden: set[int] = set()
+        self.cut: str | None = None
+        """Why not everything was looked at; None when it was."""
+
+    def _left(self) -> int:
+        if self._deadline is None:
+            self._deadline = time.thread_time_ns() + int(self._budget * 1e9)
+        return max(0, self._deadline - time.thread_time_ns())
+
+    def _seen(self, complete: bool) -> None:
+        if not complete:
+            self.cut = (
+                f"not known: there is so much in memory that the search was ended after {self._budget * 1e3:g} ms"
+            )
+
+    def owned_by(
+        self, kinds: Iterable[type], number: Callable[[Any], int | None], wanted: Iterable[int]
+    ) -> dict[int, Any]:
+        """By number (a descriptor, a process id), the object of these types that owns it."""
+        numbers = set(wanted)
+        candidates, complete = _core.objects_of(tuple(kinds), self._left())
+        self._seen(complete)
+        found: dict[int, Any] = {}
+        for _, candidate in sorted(candidates, key=lambda pair: _depth(pair[1])):
+            its = number(candidate)
+            if its in numbers:
+                found.setdefault(its, candidate)
+        self.hide(found)
+        return found
+
+    def hide(self, container: object) -> None:
+        """Let a container of loopwatch's own be nobody's holder."""
+        self._hidden.add(id(container))
+
+    def look(self, targets: Sequence[Any]) -> None:
+        """Find what refers to these, and to what contains them, by one pass for each level."""
+        level = tuple(targets)
+        for _ in range(_LEVELS):
+            level = tuple({id(one): one for one in level if id(one) not in self._referrers}.values())
+            if not level:
+                return
+            pairs, complete = _core.referrers(level, self._left())
+            self._seen(complete)
+            held: list[list[Any]] = [[] for _ in level]
+            self._hidden |= {id(level), id(targets), id(held), *map(id, held)}
+            for index, referrer in pairs:
+                if id(referrer) not in self._hidden:
+                    held[index].append(referrer)
+            self._referrers.update((id(one), holders) for one, holders in zip(level, held, strict=True))
+            del pairs
+            if not complete:
+                return
+            level = tuple(one for target, holders in zip(level, held, strict=True) for one in _open(target, holders))
+
+    def referrers_of(self, target: Any) -> Sequence[Any]:
+        """What refers to an object, as far as ``look`` saw."""
+        return self._referrers.get(id(target), ())
+
+    def transport_of(self, owner: Any) -> Any:
+        """The asyncio transport that an owner of a descriptor serves; None for another."""
+        if isinstance(owner, asyncio.BaseTransport) or hasattr(type(owner), "get_extra_info"):
+            return owner
+        for referrer in self.referrers_of(owner):
+            if isinstance(referrer, asyncio.BaseTransport):
+                return referrer
+            if isinstance(referrer, dict):
+                for outer in self.referrers_of(referrer):
+                    if isinstance(outer, asyncio.BaseTransport):
+                        return outer
+        return None
+
+    def holder_of(self, target: Any) -> str | None:
+        """Who holds an object that ``look`` was given, in words; None when that cannot be told."""
+        told = self._best(target, (id(target),), 1)
+        return None if told is None else told[1]
+
+    def _best(self, target: Any, skip: tuple[int, ...], depth: int) -> tuple[int, str] | None:
+        best: tuple[int, str] | None = None
+        for referrer in self.referrers_of(target):
+            if id(referrer) not in skip:
+                told = self._told(referrer, target, skip, depth)
+                if told is not None and (best is None or told < best):
+                    best = told
+        return best
+
+    def _told(self, referrer: Any, target: Any, skip: tuple[int, ...], depth: int) -> tuple[int, str] | None:
+        """A rank, lower is better, and the words."""
+        if isinstance(referrer, types.FrameType):
+            return None if _ours(referrer.f_code.co_filename) else _in_frame(referrer, target)
+        if isinstance(referrer, types.CoroutineType | types.GeneratorType | types.AsyncGeneratorType):
+            frame = getattr(referrer, "cr_frame", None) or getattr(referrer, "gi_frame", None)
+            frame = frame or getattr(referrer, "ag_frame", None)
+            return None if frame is None or _ours(frame.f_code.co_filename) else _in_frame(frame, target)
+        if isinstance(referrer, dict):
+            told = _in_module(referrer, target)
+            return told if told is not None else self._in_container(referrer, skip, depth)
+        if isinstance(referrer, _CONTAINERS):
+            return self._in_container(referrer, skip, depth)
+        if isinstance(referrer, types.ModuleType | types.CellType | types.MethodType | types.BuiltinMethodType):
+            return None
+        return _in_object(referrer, target)
+
+    def _in_container(self, container: Any, skip: tuple[int, ...], depth: int) -> tuple[int, str] | None:
+        """A list, dict, ... : what it is, and who holds it.  One that only loopwatch holds does not count."""
+        outer = self.referrers_of(container)
+        if outer and all(_is_ours(one) for one in outer):
+            return None
+        if isinstance(container, dict):  # of an object that keeps its attributes there
+            for one in outer:
+                if _attributes(one) is container and not isinstance(one, type):
+                    name = next((key for key, value in list(container.items()) if id(value) in skip), None)
+                    return 1, f"attribute {name!r} of {type(one).__qualname__}"
+        text = f"a {type(container).__name__}"
+        told = self._best(container, (*skip, id(container)), depth - 1) if depth > 0 else None
+        return (6, text) if told is None else (told[0] + 2, f"{text}, {told[1]}")
+
+
+def subclasses(*roots: type) -> set[type]:
+    """These classes and all that are derived from them."""
+    found: set[type] = set()
+    todo = list(roots)
+    while todo:
+        kind = todo.pop()
+        if kind not in found:
+            found.add(kind)
+            todo += type.__subclasses__(kind)
     return found
 
 
-def owners_of_processes(pids: Iterable[int]) -> dict[int, Any]:
-    """By process id, the object that would reap it: a Popen of subprocess or multiprocessing."""
-    wanted = set(pids)
-    found: dict[int, Any] = {}
-    for candidate in gc.get_objects():
-        kind = type(candidate)
-        if kind.__name__.startswith("Popen") or kind.__name__ == "UVProcessTransport":
-            pid = _pid_of(candidate)
-            if pid in wanted:
-                found.setdefault(pid, candidate)
-    return found
+def instances_of(root: type) -> list[Any]:
+    """All objects of a class and of those derived from it that the garbage collector tracks."""
+    return [one for _, one in _core.objects_of(tuple(subclasses(root)), _NO_LIMIT)[0]]
 
 
-def _may_own(candidate: Any) -> bool:
-    kind = type(candidate)
-    if issubclass(kind, io.FileIO):
-        return True
-    module, name = kind.__module__, kind.__name__
-    if module in ("socket", "_socket", "select", "ssl", "multiprocessing.connection", "mmap"):
-        return hasattr(kind, "fileno")
-    if module == "uvloop.loop":
-        return hasattr(kind, "get_extra_info") or name == "Server"
-    return any(base.__module__ == "_socket" for base in kind.__mro__[1:-1])
+def descriptor_types() -> set[type]:
+    """The types of what owns a descriptor: files, sockets, an epoll; of uvloop the transports."""
+    roots: list[type] = list(_FILES)
+    for module in ("socket", "_socket", "select", "ssl", "multiprocessing.connection", "mmap"):
+        roots += [kind for kind in _types_in(module) if hasattr(kind, "fileno")]
+    uvloop = [kind for kind in _types_in("uvloop.loop") if hasattr(kind, "get_extra_info") or kind.__name__ == "Server"]
+    return subclasses(*roots, *uvloop)
 
 
-def _number_of(candidate: Any) -> int | None:
+def process_types() -> set[type]:
+    """The types of what would reap a process: the Popen of subprocess, of multiprocessing, of uvloop."""
+    roots = [
+        kind
+        for module in [name for name in list(sys.modules) if name.startswith(("multiprocessing.popen_", "subprocess"))]
+        for kind in _types_in(module)
+        if kind.__name__.startswith("Popen")
+    ]
+    return subclasses(*roots, *(kind for kind in _types_in("uvloop.loop") if kind.__name__ == "UVProcessTransport"))
+
+
+def _types_in(name: str) -> list[type]:
+    module = sys.modules.get(name)
+    return [] if module is None else [kind for kind in list(vars(module).values()) if isinstance(kind, type)]
+
+
+def number_of(candidate: Any) -> int | None:
+    """The descriptor of what has one; None for what is closed, detached or half made."""
     try:
         if type(candidate).__module__ == "uvloop.loop":
             socket = candidate.get_extra_info("socket")
             return socket.fileno() if socket is not None else None
         number = candidate.fileno()
-    except Exception:  # closed, detached, half made
+    except Exception:
         return None
     return number if isinstance(number, int) else None
 
 
-def _pid_of(candidate: Any) -> int | None:
+def pid_of(candidate: Any) -> int | None:
     try:
         pid = candidate.get_pid() if hasattr(candidate, "get_pid") else candidate.pid
     except Exception:
@@ -72,52 +211,34 @@ def _pid_of(candidate: Any) -> int | None:
     return pid if isinstance(pid, int) else None
 
 
-def holder_of(target: Any, *skip: Any) -> str | None:
-    """Who holds an object, in words; None when that cannot be told.  ``skip`` are containers that do not count."""
-    told = _best(target, [id(one) for one in skip], 1)
-    return None if told is None else told[1]
-
-
-def _best(target: Any, skip: list[int], depth: int) -> tuple[int, str] | None:
-    best: tuple[int, str] | None = None
-    referrers = gc.get_referrers(target)
-    skip = [*skip, id(referrers)]
-    for referrer in referrers[:_MOST_REFERRERS]:
-        if id(referrer) in skip or referrer is target:
-            continue
-        told = _told(referrer, target, skip, depth)
-        if told is not None and (best is None or told < best):
-            best = told
-    return best
-
-
-def _told(referrer: Any, target: Any, skip: list[int], depth: int) -> tuple[int, str] | None:
-    """A rank, lower is better, and the words."""
-    if isinstance(referrer, types.FrameType):
-        return None if _ours(referrer.f_code.co_filename) else _in_frame(referrer, target)
-    if isinstance(referrer, types.CoroutineType | types.GeneratorType | types.AsyncGeneratorType):
-        frame = getattr(referrer, "cr_frame", None) or getattr(referrer, "gi_frame", None)
-        frame = frame or getattr(referrer, "ag_frame", None)
-        return None if frame is None else _in_frame(frame, target)
-    if isinstance(referrer, dict):
-        told = _in_module(referrer, target)
-        return told if told is not None else _in_container(referrer, skip, depth)
-    if isinstance(referrer, list | tuple | set | frozenset):
-        return _in_container(referrer, skip, depth)
-    if isinstance(referrer, types.ModuleType | types.CellType | types.MethodType | types.BuiltinMethodType):
-        return None
-    return _in_object(referrer, target)
-
-
-def _in_container(container: Any, skip: list[int], depth: int) -> tuple[int, str]:
-    """A list, dict, ... : what it is, and who holds it."""
-    text = f"a {type(container).__name__}"
-    outer = _best(container, [*skip, id(container)], depth - 1) if depth > 0 else None
-    return (6, text) if outer is None else (outer[0] + 2, f"{text}, {outer[1]}")
-
-
 def _ours(filename: str) -> bool:
     return filename.startswith(__file__.rpartition("/leaks/")[0] + "/")
+
+
+def _is_ours(thing: Any) -> bool:
+    if isinstance(thing, types.FrameType):
+        return _ours(thing.f_code.co_filename)
+    return _ours(getattr(sys.modules.get(type(thing).__module__), "__file__", None) or "")
+
+
+def _depth(candidate: Any) -> int:
+    """Of a file object and those that it is made of, the outermost is what people hold."""
+    return next((depth for depth, kind in enumerate(_FILES) if isinstance(candidate, kind)), 0)
+
+
+def _open(target: Any, holders: Sequence[Any]) -> list[Any]:
+    """The containers whose holders are to be looked for; none where a holder with a name is known."""
+    if any(isinstance(one, dict) and _in_module(one, target) for one in holders):
+        return []
+    return [one for one in holders if isinstance(one, _CONTAINERS)]
+
+
+def _attributes(thing: Any) -> dict[str, Any] | None:
+    try:
+        attributes = object.__getattribute__(thing, "__dict__")
+    except Exception:
+        return None
+    return attributes if isinstance(attributes, dict) else None
 
 
 def _in_frame(frame: types.FrameType, target: Any) -> tuple[int, str] | None:
@@ -136,15 +257,11 @@ def _in_module(names: dict[Any, Any], target: Any) -> tuple[int, str] | None:
 
 def _in_object(referrer: Any, target: Any) -> tuple[int, str] | None:
     kind = type(referrer)
-    if kind.__module__ in ("weakref", "asyncio.events") or _ours(
-        getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
-    ):
+    if kind.__module__ in ("weakref", "asyncio.events") or _is_ours(referrer):
         return None
-    attributes = getattr(referrer, "__dict__", None)
-    if isinstance(attributes, dict):
-        for name, value in list(attributes.items()):
-            if value is target:
-                return 1, f"attribute {name!r} of {kind.__qualname__}"
+    for name, value in list((_attributes(referrer) or {}).items()):
+        if value is target:
+            return 1, f"attribute {name!r} of {kind.__qualname__}"
     for base in kind.__mro__:
         slots = base.__dict__.get("__slots__", ())
         for name in [slots] if isinstance(slots, str) else slots:

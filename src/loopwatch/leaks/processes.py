@@ -3,14 +3,17 @@
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loopwatch import _core
 from loopwatch.errors import ProcessLeakError
 from loopwatch.leaks import owners
 from loopwatch.leaks.kinds import Kind, Leak, Session
-from loopwatch.leaks.origins import Resource, ResourceSession, complete, creation_of, merged
+from loopwatch.leaks.origins import Resource, ResourceSession, creation_of, merged, with_holders
+
+if TYPE_CHECKING:
+    from loopwatch.leaks.owners import Search
 
 __all__ = ["LeakedProcess", "ProcessKind"]
 
@@ -64,9 +67,12 @@ class LeakedProcess(Resource):
         yield "Pid", str(self.pid)
         yield "Command", command if len(command) <= _LONGEST_COMMAND else f"{command[:_LONGEST_COMMAND]}..."
         yield "State", self._state_text()
-        yield "Owner", self.owner or "no Python object that we know would reap it"
+        yield "Owner", self.owner or self.unsearched or "no Python object that we know would reap it"
         yield "Held by", self.holder
         yield "End it with", "wait(), after terminate() if it does not end by itself"
+
+    def about(self) -> Sequence[object]:
+        return (self.pid,)
 
     def labels(self) -> Mapping[str, Sequence[str]]:
         return merged(super().labels(), qualname=[self.argv[0]] if self.argv else [])
@@ -120,14 +126,17 @@ class _Session(ResourceSession):
             (self._apart if self.foreign(origin) else self._left).append(leak)
         return list(self._left)
 
+    def complete(self, leaks: Sequence[Any], search: "Search") -> list[Leak]:
+        found = search.owned_by(owners.process_types(), owners.pid_of, [leak.pid for leak in leaks])
+        reapers = [found.get(leak.pid) for leak in leaks]
+        texts = [f"{type(one).__module__}.{type(one).__qualname__} object" for one in reapers]
+        owned = [
+            leak if owner is None else replace(leak, owner=text)
+            for leak, owner, text in zip(leaks, reapers, texts, strict=True)
+        ]
+        return with_holders(owned, reapers, search)
+
     def apart(self) -> list[Leak]:
-        if self._left:
-            found = owners.owners_of_processes(leak.pid for leak in self._left)
-            for leak in self._left:
-                owner = found.get(leak.pid)
-                if owner is not None:
-                    text = f"{type(owner).__module__}.{type(owner).__qualname__} object"
-                    complete([leak], owner=text, holder=owners.holder_of(owner, found))
         return list(self._apart)
 
     def end(self) -> None:

@@ -7,7 +7,6 @@ Every question that has no sure answer is answered "not quiescent".
 
 import asyncio
 import concurrent.futures.thread as pools
-import gc
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from loopwatch import _core
+from loopwatch.leaks.owners import instances_of
 
 
 def quiescent(loop: asyncio.AbstractEventLoop) -> str | None:
@@ -25,7 +25,8 @@ def quiescent(loop: asyncio.AbstractEventLoop) -> str | None:
     Called from a task of that loop (the one that runs now: a guard that leaves its scope), which is left out.  Known
     for asyncio's own selector loops; for others, such as uvloop's, the answer is None.  Sound: loops of other threads,
     threads of any kind that are not idle executor workers, native threads, running or queued executor jobs,
-    subprocesses, watched descriptors and handlers of signals all make it None.
+    subprocesses, watched descriptors and handlers of signals all make it None.  Not foreseen: what finalizers of
+    garbage that is not collected yet may do, and what a main task that Ctrl-C cancels under ``asyncio.Runner`` does then.
     """
     if not _is_plain_selector_loop(loop) or loop.is_closed():
         return None
@@ -89,7 +90,7 @@ def _other_threads_may_call() -> bool:
     if not all(ident in workers and _waits_for_work(frame) for ident, frame in frames.items()):
         return True
     # A worker that has just taken its job looks idle still; the job itself shows.
-    return any(type(thing) is pools._WorkItem and not thing.future.done() for thing in gc.get_objects())
+    return any(not item.future.done() for item in instances_of(pools._WorkItem))
 
 
 def _waits_for_work(frame: FrameType) -> bool:

@@ -14,6 +14,7 @@ from loopwatch.leaks.loops import LeakedLoop, LoopKind
 from loopwatch.leaks.processes import LeakedProcess, ProcessKind
 from loopwatch.leaks.suppress import Ignores, NameFilter
 from loopwatch.leaks.timers import LeakedTimer, TimerKind
+from loopwatch.visits import decorate_bare, decorated_function
 
 __all__ = [
     "AsyncGeneratorKind",
@@ -47,7 +48,7 @@ def no_async_generator_leaks(
 ) -> LeakGuard:
     """Find async generators that the guarded code began and neither exhausted nor closed.
 
-    Use it as ``with``, as ``async with``, or as a decorator of a function, async or not.
+    Use it as ``with``, as ``async with``, or as a decorator of a function, async or not, with or without parentheses.
 
     action: "warn" (default), "log", "cancel", "raise", a callable that takes the list of findings, or a sequence of
         several.  "cancel" closes those that still can be.
@@ -61,6 +62,8 @@ def no_async_generator_leaks(
     AsyncGeneratorLeakError.
     An exception of the guarded code is never replaced: it carries the findings as a note.
     """
+    if decorated_function(action):
+        return decorate_bare(no_async_generator_leaks(), action)
     return LeakGuard(
         "no_async_generator_leaks",
         [AsyncGeneratorKind()],
@@ -82,7 +85,8 @@ def no_timer_leaks(
 ) -> LeakGuard:
     """Find timers (``call_later``, ``call_at``) that the guarded code scheduled and left.
 
-    Use it as ``with`` or ``async with`` inside a coroutine, or as a decorator of an async function.
+    Use it as ``with`` or ``async with`` inside a coroutine, or as a decorator of an async function, with or without
+    parentheses.
 
     action: "warn" (default), "log", "cancel", "raise", a callable that takes the list of findings, or a sequence of
         several.  "cancel" cancels them.
@@ -96,6 +100,8 @@ def no_timer_leaks(
     at the exit, with the action "raise", TimerLeakError.
     An exception of the guarded code is never replaced: it carries the findings as a note.
     """
+    if decorated_function(action):
+        return decorate_bare(no_timer_leaks(), action)
     return LeakGuard(
         "no_timer_leaks",
         [TimerKind()],
@@ -117,7 +123,7 @@ def no_descriptor_leaks(
 ) -> LeakGuard:
     """Find file descriptors and sockets that were opened and left open.
 
-    Use it as ``with``, as ``async with``, or as a decorator of a function, async or not.
+    Use it as ``with``, as ``async with``, or as a decorator of a function, async or not, with or without parentheses.
 
     action: "warn" (default), "log", "cancel", "raise", a callable that takes the list of findings, or a sequence of
         several.  "cancel" warns: a descriptor cannot be closed from outside.
@@ -131,6 +137,8 @@ def no_descriptor_leaks(
     DescriptorLeakError.
     An exception of the guarded code is never replaced: it carries the findings as a note.
     """
+    if decorated_function(action):
+        return decorate_bare(no_descriptor_leaks(), action)
     return LeakGuard(
         "no_descriptor_leaks",
         [DescriptorKind()],
@@ -152,7 +160,7 @@ def no_process_leaks(
 ) -> LeakGuard:
     """Find child processes that were started and not reaped.
 
-    Use it as ``with``, as ``async with``, or as a decorator of a function, async or not.
+    Use it as ``with``, as ``async with``, or as a decorator of a function, async or not, with or without parentheses.
 
     action: "warn" (default), "log", "cancel", "raise", a callable that takes the list of findings, or a sequence of
         several.  "cancel" warns: no process is killed from outside.
@@ -166,6 +174,8 @@ def no_process_leaks(
     ProcessLeakError.
     An exception of the guarded code is never replaced: it carries the findings as a note.
     """
+    if decorated_function(action):
+        return decorate_bare(no_process_leaks(), action)
     return LeakGuard(
         "no_process_leaks",
         [ProcessKind()],
@@ -187,7 +197,7 @@ def no_loop_leaks(
 ) -> LeakGuard:
     """Find event loops that were made and not closed.
 
-    Use it as ``with``, as ``async with``, or as a decorator of a function, async or not.
+    Use it as ``with``, as ``async with``, or as a decorator of a function, async or not, with or without parentheses.
 
     action: "warn" (default), "log", "cancel", "raise", a callable that takes the list of findings, or a sequence of
         several.  "cancel" closes those that do not run.
@@ -201,6 +211,8 @@ def no_loop_leaks(
     LoopLeakError.
     An exception of the guarded code is never replaced: it carries the findings as a note.
     """
+    if decorated_function(action):
+        return decorate_bare(no_loop_leaks(), action)
     return LeakGuard(
         "no_loop_leaks",
         [LoopKind()],
@@ -222,7 +234,7 @@ def no_executor_leaks(
 ) -> LeakGuard:
     """Find executors that were made, used and not shut down.
 
-    Use it as ``with``, as ``async with``, or as a decorator of a function, async or not.
+    Use it as ``with``, as ``async with``, or as a decorator of a function, async or not, with or without parentheses.
 
     action: "warn" (default), "log", "cancel", "raise", a callable that takes the list of findings, or a sequence of
         several.  "cancel" shuts them down without waiting.
@@ -236,6 +248,8 @@ def no_executor_leaks(
     ExecutorLeakError.
     An exception of the guarded code is never replaced: it carries the findings as a note.
     """
+    if decorated_function(action):
+        return decorate_bare(no_executor_leaks(), action)
     return LeakGuard(
         "no_executor_leaks",
         [ExecutorKind()],

@@ -32,7 +32,10 @@ class LeakedTask(Leak):
         innermost frame.  creation_stack: the stack of the line that created it; where that is None, ``missing_reason``
         says why.
     task_ref: the task; None in a pickled copy.
-    wait: what it waits for, in words; None where that is not known.
+    wait: what it waits for or does, in words that follow its name: "waits for a timer due in 9.9 s"; None where that
+        is not known.
+    wait_kind: the same in one word, as ``Wait.kind``.  proof: why only ``cancel()`` can end it; None where that is not
+        proved, which means nothing.
     qualname: the qualified name of its coroutine.  module: the module that defines it, as far as known.
     age: seconds since it was created; None where unknown.  parent: the name of the task that created it.
     cancelling: how many cancellations it has been asked for and not acknowledged.
@@ -57,7 +60,15 @@ class LeakedTask(Leak):
     show_creation: bool = field(default=False, compare=False)
     missing_reason: str | None = None
     module: str | None = None
+<<<<<<< HEAD
+    wait_kind: str | None = field(default=None, compare=False)
+    proof: str | None = field(default=None, compare=False)
     request: RequestInfo | None = field(default=None, hash=False)
+=======
+    request: RequestInfo | None = field(default=None, hash=False)
+    wait_kind: str | None = field(default=None, compare=False)
+    proof: str | None = field(default=None, compare=False)
+>>>>>>> main
 
     def format_current_stack(self) -> str:
         """The current stack as a traceback shows it; where there is none, say so."""
@@ -91,7 +102,7 @@ class LeakedTask(Leak):
         elif self.current_stack:
             parts.append(f"suspended at {place_text(self.place())}")
         if self.wait:
-            parts.append(f"waits for {self.wait}")
+            parts.append(self.wait)
         if self.request:
             parts.append(f"request {request_text(self.request)}")
         return ", ".join([" ".join(parts[:2]), *parts[2:]])
@@ -111,7 +122,14 @@ class LeakedTask(Leak):
         if self.qualname:
             lines.append(f"  Coroutine: {self.qualname}")
         if self.wait:
-            lines.append(f"  Waits For: {self.wait}")
+<<<<<<< HEAD
+            lines.append(f"  Doing: {self.wait}")
+=======
+            what = self.wait.removeprefix("waits for ")
+            lines.append(f"  Now: it {what}" if what == self.wait else f"  Waits For: {what}")
+>>>>>>> main
+        if self.proof:
+            lines.append(f"  Proof: {self.proof}")
         if self.request:
             lines.append(f"  Request: {request_text(self.request)}")
         if self.cancelling:

@@ -6,12 +6,12 @@ tasks on the loop meanwhile.  Tokens know the token that they were set under, so
 """
 
 import asyncio
-import gc
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from loopwatch import _core
+from loopwatch.leaks.loopfds import open_loops
 from loopwatch.loops import running_loop
 
 if TYPE_CHECKING:
@@ -107,20 +107,22 @@ class BornTasks:
             raise
         self._mark = _core.task_mark()
 
-    def pairs(self, *, pending: bool) -> "Iterator[tuple[Any, TaskRecord | None]]":
+    def pairs(self, *, pending: bool) -> "list[tuple[Any, TaskRecord | None]]":
         """Each task with its record, oldest first; without one where it came past the factory."""
+        found: list[tuple[Any, TaskRecord | None]] = []
         for tracked in self._tracked.values():
             if tracked.factory is None:
                 continue
             if tracked.marked:
                 _core.task_list_look(self._mark, tracked.whole)
-            yield from _core.task_records(tracked.factory, self._mark, pending)
+            found += _core.task_records(tracked.factory, self._mark, pending)
             if tracked.before is not None:
-                yield from _unrecorded(tracked.loop, tracked.before)
+                found += _unrecorded(tracked.loop, tracked.before)
         if self._process:
             for loop in _all_loops():
                 if id(loop) not in self._tracked:  # it was made meanwhile, and so were its tasks
-                    yield from _unrecorded(loop, ())
+                    found += _unrecorded(loop, ())
+        return found
 
     def close(self) -> None:
         for tracked in self._tracked.values():
@@ -141,11 +143,4 @@ def _all_tasks(loop: asyncio.AbstractEventLoop) -> set[Any]:
 
 
 def _all_loops() -> list[asyncio.AbstractEventLoop]:
-    return [item for item in gc.get_objects() if isinstance(item, asyncio.AbstractEventLoop) and not _closed(item)]
-
-
-def _closed(loop: asyncio.AbstractEventLoop) -> bool:
-    try:
-        return loop.is_closed()
-    except Exception:  # half made
-        return True
+    return open_loops()

@@ -6,8 +6,10 @@ looks at the tasks created since when it is left, however many others there are.
 
 import contextlib
 import logging
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from traceback import FrameSummary
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
@@ -27,6 +29,7 @@ from loopwatch.visits import current_task, decorated_function
 
 if TYPE_CHECKING:
     from loopwatch._core import TaskRecord
+    from loopwatch.leaks.owners import Search
 
 __all__ = [
     "CoroutineKind",
@@ -43,6 +46,9 @@ _PAST_FACTORY = (
     "the task was not made by the loop's create_task() but past it, by asyncio.Task() or by a task factory that was "
     "set after the guard was entered"
 )
+_PROOF_SECONDS = 0.06  # of CPU time, in which a proof is looked for: enough for some 150,000 objects
+_MOST_BLOCKS = 1_500_000  # of memory: where there are more, not even their list is made
+_WOKEN_FROM_OUTSIDE = ("timer", "socket", "executor", "thread", "process", "ready", "running", "done", "closed_loop")
 _OTHER_LOOP = "its event loop was made while the guard was open, or runs in another thread"
 
 
@@ -136,10 +142,14 @@ class TaskSession(Session):
 
     def look(self) -> list[Leak]:
         self._apart = []
-        here = current_task()
         found: list[Leak] = []
+        pairs = self._born.pairs(pending=True)
+        if not pairs:
+            self._known = {}
+            return found
+        here = current_task()
         known: dict[int, tuple[Any, LeakedTask]] = {}
-        for task, record in self._born.pairs(pending=True):
+        for task, record in pairs:
             if task is here or task is self._owner:
                 continue
             if self._scope == "descendants" and not self._token.covers_task(task):
@@ -174,14 +184,18 @@ class TaskSession(Session):
                 refused.append(leak)
         return refused
 
+    def complete(self, leaks: Sequence[Leak], search: "Search") -> list[Leak]:
+        return with_proofs(leaks)
+
     def apart(self) -> list[Leak]:
         return [task_finding(task, record, self._show_creation) for task, record in self._apart if not task.done()]
 
     def end(self) -> None:
-        with contextlib.suppress(Exception):
+        try:
             self._token.close()
-        with contextlib.suppress(Exception):
             self._born.close()
+        except Exception:
+            logging.getLogger("loopwatch").exception("loopwatch could not end a look for tasks")
         self._owner = None
         self._apart = []
         self._known = {}
@@ -190,7 +204,7 @@ class TaskSession(Session):
 def task_finding(task: Any, record: "TaskRecord | None", show_creation: bool) -> LeakedTask:
     """What there is to say about a task, now."""
     creation, reason = creation_of(record)
-    frames, wait = _waiting(task)
+    frames, wait, wait_kind = _waiting(task)
     qualname, module = coroutine_names(task)
     return LeakedTask(
         task_id=id(task),
@@ -200,6 +214,7 @@ def task_finding(task: Any, record: "TaskRecord | None", show_creation: bool) ->
         creation_stack=creation,
         task_ref=task,
         wait=wait,
+        wait_kind=wait_kind,
         qualname=qualname,
         age=None if record is None or creation is None else max(0.0, time.monotonic() - record.born_ns / 1e9),
         parent=None if record is None else record.parent,
@@ -254,14 +269,26 @@ def _cancelling(task: Any) -> int:
         return 0
 
 
-def _waiting(task: Any) -> tuple[list[FrameSummary], str | None]:
-    """The chain of awaits down to the innermost frame, and what is waited for at its end."""
+def _waiting(task: Any) -> tuple[list[FrameSummary], str | None, str | None]:
+    """The chain of awaits down to the innermost frame, and what is waited for at its end, in words and in one."""
     try:
         from loopwatch.leaks.waits import wait_of
     except ImportError:
-        return list(frames_from_raw(_core.await_chain(task)[0])), None
+        return list(frames_from_raw(_core.await_chain(task)[0])), None, None
     wait = wait_of(task)
-    return list(wait.frames), wait.text
+    return list(wait.frames), wait.text, wait.kind
+
+
+def with_proofs(leaks: Sequence[Any]) -> list[Leak]:
+    """The findings with why only ``cancel()`` can end them, where that can be proved."""
+    asked = [leak.task_ref for leak in leaks if leak.task_ref is not None and leak.wait_kind not in _WOKEN_FROM_OUTSIDE]
+    proofs: Mapping[Any, str] = {}
+    if asked and sys.getallocatedblocks() < _MOST_BLOCKS:
+        with contextlib.suppress(ImportError, RuntimeError):  # an interpreter whose memory cannot be read
+            from loopwatch.leaks.waits import stuck
+
+            proofs = stuck(asked, seconds=_PROOF_SECONDS)
+    return [replace(leak, proof=proofs[leak.task_ref]) if leak.task_ref in proofs else leak for leak in leaks]
 
 
 def _quiescent() -> Callable[[Any], str | None] | None:

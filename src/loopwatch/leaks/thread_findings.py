@@ -72,6 +72,9 @@ class LeakedThread(Leak):
         labels["module"] = [*labels["module"], *([self.target_module] if self.target_module else [])]
         return labels
 
+    def about(self) -> Sequence[object]:
+        return () if self.thread_ref is None else (self.thread_ref,)
+
     def _head(self) -> list[str]:
         lines = [
             f"Leaked Thread: {self.name}",
@@ -111,6 +114,9 @@ class LeakedThreadPool(LeakedThread):
         count = f"{len(workers)} worker{'s' if len(workers) > 1 else ''}"
         doing = f"{count}, {len(busy)} busy: {busy[0].doing}" if busy else f"{count}, idle"
         return cls(**fields, doing=doing, state="busy" if busy else "idle", workers=tuple(workers), busy=len(busy))
+
+    def about(self) -> Sequence[object]:
+        return [thread for worker in self.workers for thread in worker.about()]
 
     def _head(self) -> list[str]:
         names = ", ".join(worker.name for worker in self.workers)

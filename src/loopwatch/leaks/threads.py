@@ -187,7 +187,7 @@ class ThreadSession(Session):
     def _native(self, rows: Sequence["RawThread"]) -> Iterator[_Candidate]:
         if self._before is None:
             return
-        own = {row[2] for row in rows} | {threading.get_native_id(), _core.watchdog_tid()}
+        own = {row[2] for row in rows} | {threading.get_native_id(), *_core.own_tids()}
         for native_id in sorted(_tasks() - self._before - own):
             yield _Candidate(0, 0, native_id, None, None, False)
 

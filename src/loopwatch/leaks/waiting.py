@@ -8,7 +8,8 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections import Counter
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from loopwatch.actions import Handler, LeakAction
 from loopwatch.errors import LeakError
 from loopwatch.leaks.baseline import Baseline
 from loopwatch.leaks.kinds import Kind, Leak, Session
+from loopwatch.leaks.owners import Search
 from loopwatch.leaks.suppress import Ignore, NameFilter, first_match, fits
 from loopwatch.loops import running_loop
 from loopwatch.visits import current_task
@@ -62,11 +64,19 @@ class Watched:
     refused: Sequence[Any] = ()
     reason: str | None = None
 
+    def only_refused(self) -> bool:
+        """Whether all that is found could not be asked to end, so that waiting is for nothing."""
+        return bool(self.refused) and not Counter(map(_identity, self.found)) - Counter(map(_identity, self.refused))
+
     def look(self) -> Sequence[Any]:
         baseline = self.rule.baseline
         self.chosen = [leak for leak in self.session.look() if self.rule.selects(leak)]
         self.found = self.chosen if baseline is None else baseline.new(self.chosen)
         return self.found
+
+
+def _identity(leak: Leak) -> tuple[Any, ...]:
+    return leak.kind, leak.name, leak.place()
 
 
 @dataclass
@@ -81,6 +91,14 @@ class Findings:
 
     def error(self) -> LeakError:
         return self.rule.kind.error.of(self.leaks, self.apart, self.reason)
+
+
+def all_clean(watched_rules: Sequence[Watched]) -> bool:
+    """Whether nothing at all is left or was seen, so that there is nothing to judge."""
+    for watched in reversed(watched_rules):
+        if watched.rule.baseline is not None or watched.session.look() or watched.session.apart():
+            return False
+    return True
 
 
 class WaitNoMoreError(Exception):
@@ -135,7 +153,7 @@ def _until_clean(watched_rules: Sequence[Watched], body: BaseException | None = 
         left = 0.0
         for watched in waiting:
             grace = min(watched.grace, longest)
-            if not watched.look() or passed >= grace:
+            if not watched.look() or passed >= grace or watched.only_refused():
                 continue
             watched.reason = watched.session.settled()
             if watched.reason is None:
@@ -154,13 +172,29 @@ def _until_clean(watched_rules: Sequence[Watched], body: BaseException | None = 
 def _collect(watched_rules: Sequence[Watched]) -> list[Findings]:
     """What the last look showed, and what was seen apart from it."""
     found = []
+    search = Search()
+    covered = {part for watched in watched_rules for leak in watched.found for part in _parts(leak)}
+    if covered:
+        for watched in watched_rules:
+            watched.found = [leak for leak in watched.found if not _is_part(leak, covered)]
     for watched in watched_rules:
         if watched.rule.baseline is not None:
             watched.rule.baseline.note(watched.chosen)
         apart = [leak for leak in watched.session.apart() if watched.rule.selects(leak)]
         if watched.found or apart:
-            found.append(Findings(watched.rule, list(watched.found), apart, watched.reason))
+            leaks = watched.session.complete(watched.found, search) if watched.found else []
+            found.append(Findings(watched.rule, leaks, apart, watched.reason))
     return found
+
+
+def _parts(finding: Any) -> Collection[object]:
+    return finding.covers() if isinstance(finding, Leak) else ()
+
+
+def _is_part(finding: Any, covered: set[object]) -> bool:
+    """Whether another finding tells of all that this one is about: an executor's of its threads and processes."""
+    about = finding.about() if isinstance(finding, Leak) else ()
+    return bool(about) and covered.issuperset(about)
 
 
 def _cancel(watched_rules: Sequence[Watched]) -> list[Watched]:

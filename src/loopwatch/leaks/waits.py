@@ -54,16 +54,17 @@ def wait_of(task: "asyncio.Future[Any]") -> Wait:
     return _wait_of(task, frozenset())
 
 
-def stuck(tasks: Iterable["asyncio.Task[Any]"]) -> dict["asyncio.Task[Any]", str]:
+def stuck(tasks: Iterable["asyncio.Task[Any]"], *, seconds: float | None = None) -> dict["asyncio.Task[Any]", str]:
     """Tell which of these tasks nothing alive can wake, each with the reason; only ``cancel()`` could end them.
 
     A proof, by looking at all objects (some 0.5 µs for each that the garbage collector tracks): a task that is not in
-    the answer may be stuck all the same.  The collection that is passed does not count as holding the tasks.  Raises
+    the answer may be stuck all the same.  The collection that is passed does not count as holding the tasks.
+    seconds: the CPU time after which it gives up and proves nothing; default None: no limit.  Raises
     RuntimeError on an interpreter whose memory cannot be read.
     """
     if not isinstance(tasks, (list, tuple, set, frozenset, dict)):
         tasks = list(tasks)
-    return _core.stuck(tasks)
+    return _core.stuck(tasks, 0 if seconds is None else max(1, int(seconds * 1e9)))
 
 
 def _wait_of(task: Any, seen: frozenset[int]) -> Wait:

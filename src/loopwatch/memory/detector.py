@@ -9,6 +9,7 @@ from typing import Any
 
 from loopwatch.memory.allocations import AllocationTrace
 from loopwatch.memory.process import MEGABYTE, process_memory
+from loopwatch.memory.retain import RetainedTask, retained_tasks
 from loopwatch.memory.snapshots import Growth, MemorySnapshot, take_snapshot
 
 __all__ = ["MemoryLeakDetector"]
@@ -85,6 +86,13 @@ class MemoryLeakDetector:
     def get_active_tasks(self) -> "list[asyncio.Task[Any]]":
         """The tracked tasks that are not done."""
         return [task for task in self._tracked if not task.done()]
+
+    def retained_tasks(self, limit: int = 10) -> list[RetainedTask]:
+        """At most ``limit`` tasks that are done and that something still holds, each with the chain that holds it.
+
+        All tasks of the process are looked at, tracked or not.  Costs a search through all objects a task.
+        """
+        return retained_tasks(limit, own_frames=3)
 
     async def monitor_loop(self, interval: float = 1.0) -> None:
         """Look every ``interval`` seconds, for ever: run it as a task and cancel it.

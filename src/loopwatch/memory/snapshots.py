@@ -1,19 +1,20 @@
 """Snapshots of what lives in the process, and what grew between two of them."""
 
-import asyncio
 import gc
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 from loopwatch import _core
 from loopwatch.memory.allocations import Allocations
+from loopwatch.memory.held import type_name
 from loopwatch.memory.process import MEGABYTE, ProcessMemory, process_memory
+from loopwatch.memory.retain import all_tasks_alive
 
-__all__ = ["Growth", "MemorySnapshot", "TypeGrowth", "growth", "take_snapshot", "type_name"]
+__all__ = ["Growth", "MemorySnapshot", "TypeGrowth", "growth", "show_growth", "take_snapshot"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ def take_snapshot(label: str = "", *, collect: bool = True) -> MemorySnapshot:
         gc.collect()
     memory: ProcessMemory = process_memory()
     objects: dict[str, tuple[int, int]] = {}
-    counts = _core.count_objects()
-    for kind, (count, size) in counts.items():
+    for kind, (count, size) in _core.count_objects().items():
         name = type_name(kind)
         before = objects.get(name, (0, 0))
         objects[name] = (before[0] + count, before[1] + size)
@@ -70,7 +70,7 @@ def take_snapshot(label: str = "", *, collect: bool = True) -> MemorySnapshot:
         uss=None if memory.uss is None else memory.uss / MEGABYTE,
         peak=memory.peak / MEGABYTE,
         objects=objects,
-        tasks=_tasks_by_coroutine(counts),
+        tasks=_tasks_by_coroutine(),
         traced=tracemalloc.take_snapshot() if tracemalloc.is_tracing() else None,
     )
 
@@ -169,21 +169,24 @@ def growth(limit: int = 10) -> list[tuple[str, int, int]]:
     return found[:limit]
 
 
-def type_name(kind: type) -> str:
-    """``module.qualified`` name of a type; the builtins' without their module."""
-    module = getattr(kind, "__module__", None)
-    name = str(getattr(kind, "__qualname__", kind))
-    return name if module in ("builtins", None) else f"{module}.{name}"
+def show_growth(limit: int = 10, *, file: TextIO | None = None) -> None:
+    """Print ``growth(limit)`` as ``objgraph.show_growth`` does: type name, count, increase.  Default: to stdout."""
+    found = growth(limit)
+    if found:
+        name_width = max(len(name) for name, _, _ in found)
+        count_width = max(len(str(count)) for _, count, _ in found)
+        grown_width = max(len(f"{grown:+}") for _, _, grown in found)
+        for name, count, grown in found:
+            print(f"{name:<{name_width}}{count:>{count_width + 1}} {grown:>+{grown_width + 0}}", file=file)
 
 
-def _tasks_by_coroutine(types: Iterable[type]) -> Mapping[str, int]:
-    """Tasks that are not done, of every loop in every thread; the loops are found among all objects."""
-    loop_types = {kind for kind in types if issubclass(kind, asyncio.AbstractEventLoop)}
+def _tasks_by_coroutine() -> Mapping[str, int]:
+    """Tasks that are not done, of every loop in every thread."""
     counts: Counter[str] = Counter()
-    for loop in [entry for entry in gc.get_objects() if type(entry) in loop_types]:
-        for task in asyncio.all_tasks(loop):
+    for task in all_tasks_alive():
+        if not task.done():
             coroutine = task.get_coro()
-            counts[str(getattr(coroutine, "__qualname__", None) or repr(coroutine))] += 1
+            counts[str(getattr(coroutine, "__qualname__", None) or type_name(type(coroutine)))] += 1
     return dict(counts)
 
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping
 
 from loopwatch import _core
+from loopwatch.memory.held import type_name
 from loopwatch.memory.process import process_memory
-from loopwatch.memory.snapshots import type_name
 from loopwatch.monitor.histogram import Histogram
 from loopwatch.monitor.readings import ProcessReading
 

@@ -37,6 +37,7 @@ class TaskManager:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._closed: str | None = None
+        self._cancelling = 0
 
     @property
     def tasks(self) -> frozenset[asyncio.Task[Any]]:
@@ -54,8 +55,9 @@ class TaskManager:
         if not asyncio.iscoroutine(coro):
             raise TypeError(f"create_task() needs a coroutine, got {coro!r} of type {type(coro).__name__}")
         try:
-            if self._closed is not None:
-                raise RuntimeError(f"this TaskManager takes no new tasks: {self._closed}")
+            if self._closed is not None or self._cancelling:
+                why = self._closed or "cancel_all() is cancelling those it has"
+                raise RuntimeError(f"this TaskManager takes no new tasks: {why}")
             if self._group is not None:
                 task = self._group.create_task(coro, name=name, context=context)
             else:
@@ -73,11 +75,11 @@ class TaskManager:
         Each of these is logged with what it waits for.  Tasks cannot be created meanwhile.  A cancellation from outside
         goes through: the tasks stay cancelled, and go on ending.
         """
-        before, self._closed = self._closed, self._closed or "cancel_all() is cancelling those it has"
+        self._cancelling += 1
         try:
             return await cancel_and_wait(self._tasks, self._deadline if deadline is None else deadline)
         finally:
-            self._closed = before
+            self._cancelling -= 1
 
     @contextlib.asynccontextmanager
     async def task_scope(self) -> AsyncIterator[Self]:
@@ -87,15 +89,15 @@ class TaskManager:
         tasks come out as an ExceptionGroup, as they do from the ``asyncio.TaskGroup`` that this is.  The manager takes
         no task afterwards.  Raises RuntimeError where it has a scope, or had one.
         """
-        if self._closed is not None or self._group is not None:
-            raise RuntimeError("this TaskManager has, or had, a scope: make a TaskManager for each")
+        if self._closed is not None or self._group is not None or self._cancelling:
+            raise RuntimeError("this TaskManager is cancelling its tasks, has, or had, a scope: make a TaskManager for each")
         async with asyncio.TaskGroup() as group:
             self._group = group
             try:
                 yield self
             finally:
                 self._closed = "its scope is closed"
-                for task in self._tasks:
+                for task in list(self._tasks):
                     task.cancel()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
@@ -127,9 +129,11 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]], deadline: float) -
 def hanging(task: asyncio.Task[Any], seconds: float) -> str:
     """Say that a task did not end after it was cancelled, what it waits for and where."""
     from loopwatch.leaks.waits import wait_of
+    from loopwatch.stacks import user_frame
 
     wait = wait_of(task)
-    place = f", at {wait.frames[-1].filename}:{wait.frames[-1].lineno} in {wait.frames[-1].name}" if wait.frames else ""
+    frame = user_frame(wait.frames)
+    place = "" if frame is None else f", at {frame.filename}:{frame.lineno} in {frame.name}"
     return f"Task {task.get_name()!r} did not end within {seconds:g} s of its cancellation: it {wait.text}{place}"
 
 

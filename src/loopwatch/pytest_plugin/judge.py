@@ -74,7 +74,7 @@ class Judge:
             if not new.findings:
                 continue
             if isinstance(ended, FAILURES):
-                add_note(ended, f"{_whose(region.owner)}: {new.error()}")
+                add_note(ended, f"{_whose(region.owner)}: {_text(new.error())}")
             raising += _act(new)
             if ended is None and LeakAction.RAISE in new.rule.actions:
                 raising.append(new.error())
@@ -119,7 +119,7 @@ def raise_for(raising: Sequence[BaseException]) -> None:
             add_note(failures[0], str(error))
         raise failures[0]
     if errors:
-        group = LeakErrorGroup("loopwatch found:\n" + "\n\n".join(str(error) for error in errors), errors)
+        group = LeakErrorGroup("loopwatch found:\n" + "\n\n".join(map(_text, errors)), errors)
         setattr(group, _FLAG, True)
         raise group
 
@@ -138,6 +138,13 @@ def without_traceback(excinfo: "pytest.ExceptionInfo[BaseException]") -> Any:
     if crash is not None:
         crash.message = text.partition("\n")[2].partition("\n")[0] or text
     return ReprExceptionInfo(reprtraceback=ReprTracebackNative([text + "\n"]), reprcrash=crash)
+
+
+def _text(error: LeakError) -> str:
+    """The text of an error, with the lines that say where things were created: its own text may leave these out."""
+    count, _, rest = str(error).partition("\n")
+    lines = [f"  {leak.headline()}" for leak in getattr(error, "leaks", ())]
+    return "\n".join([count, *lines, rest])
 
 
 def _whose(owner: Owner) -> str:

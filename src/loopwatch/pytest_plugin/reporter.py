@@ -64,6 +64,8 @@ class Reporter:
 
     def conductor(self) -> Conductor:
         """The hooks for this process' tests."""
+        if self._config.pluginmanager.has_plugin("pyleak"):
+            self._notes.append("pyleak's plugin takes the marker no_leaks too: uninstall it, or write -p no:pyleak")
         return Conductor(self._planner, self._baseline)
 
     def take(self, report: Any, sent: dict[str, Any]) -> None:
@@ -89,7 +91,7 @@ class Reporter:
         path = self._config.getoption("loopwatch_json")
         try:
             if self._baseline is not None:
-                self._notes = self._baseline.finish()
+                self._notes += self._baseline.finish()
             if path:
                 write_atomically(path, self.document())
         except OSError as error:

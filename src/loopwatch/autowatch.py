@@ -35,12 +35,12 @@ class AutoWatch:
         self._on_block = on_block
         self._on_loop = on_loop
         self._on_failure = on_failure
-        self._open: dict[int, tuple[Any, LoopScope]] = {}
+        self._open: dict[int, tuple[Any, Any]] = {}
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def install(self) -> None:
-        """Begin to watch the loops that start from now on."""
-        subscribe(self)
+    def install(self, *, own: bool = False) -> None:
+        """Begin to watch the loops that start from now on; with ``own``, the one that runs in this thread as well."""
+        subscribe(self, existing="own" if own else False)
 
     def remove(self) -> None:
         """Watch no loop that starts from now on.  Running ones are watched until the process ends."""
@@ -50,7 +50,7 @@ class AutoWatch:
         """Open a scope on the loop that runs in this thread."""
         try:
             name = repr(loop)
-            scope = open_scope(self._threshold_ns, self._interval_ns, lambda raw: self._on_block(raw, name))
+            scope = self._scope(name)
             self._open[threading.get_ident()] = (loop, scope)
             with contextlib.suppress(TypeError):  # a loop that takes no weak reference is counted each time it starts
                 if loop in self._seen:
@@ -59,6 +59,9 @@ class AutoWatch:
             self._on_loop(scope.kind, scope.exact)
         except Exception as error:
             self._failed(loop, error)
+
+    def _scope(self, name: str) -> LoopScope:
+        return open_scope(self._threshold_ns, self._interval_ns, lambda raw: self._on_block(raw, name))
 
     def loop_stopped(self, loop: Any) -> None:
         """Close the scope of this thread and report what it has not reported yet."""

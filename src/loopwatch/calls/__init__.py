@@ -1,0 +1,1 @@
+"""Which synchronous calls block an event loop: ``EventLoopMonitor`` and its two engines."""

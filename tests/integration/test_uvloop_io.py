@@ -1,0 +1,71 @@
+"""uvloop calls I/O callbacks from inside libuv's poll: blocks there are found, whole, with their stack."""
+
+import asyncio
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from loopwatch import no_event_loop_blocking
+
+uvloop = pytest.importorskip("uvloop")
+
+
+class Protocol(asyncio.Protocol):
+    def __init__(self, timer: str) -> None:
+        self.timer = timer
+        self.took = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        began = time.monotonic()
+        if self.timer == "before":
+            loop.call_later(60, int).cancel()
+        time.sleep(0.3)
+        if self.timer == "after":  # libuv's clock is set anew: only the watchdog knows when the callback began
+            loop.call_later(60, int).cancel()
+        self.took = time.monotonic() - began
+
+
+@pytest.mark.parametrize("stepping", [False, True])
+@pytest.mark.parametrize("timer", ["none", "before", "after"])
+def test_block_in_data_received(timer: str, stepping: bool) -> None:
+    async def main() -> tuple[Any, Protocol]:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        transport, protocol = await loop.create_connection(lambda: Protocol(timer), sock=ours)
+
+        async def steps() -> None:
+            while not protocol.took:
+                await asyncio.sleep(0)
+
+        async with no_event_loop_blocking(action=lambda found: None, threshold=0.1) as guard:
+            stepper = asyncio.create_task(steps()) if stepping else None
+            await asyncio.sleep(0.05)
+            theirs.send(b"x")
+            await asyncio.sleep(0.4)
+            if stepper:
+                await stepper
+        transport.close()
+        theirs.close()
+        return guard, protocol
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        guard, protocol = runner.run(main())
+    (block,) = guard.blocks + guard.stalls
+    assert block.culprit[2] == "Protocol.data_received"
+    late = 0.06 if timer == "after" else 0.004
+    assert protocol.took - late <= block.duration <= protocol.took + 0.03
+
+
+def test_waiting_is_no_block() -> None:
+    async def main() -> Any:
+        async with no_event_loop_blocking(action=lambda found: None, threshold=0.02) as guard:
+            for _ in range(20):
+                await asyncio.sleep(0.05)
+        return guard
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        guard = runner.run(main())
+    assert not [block for block in guard.blocks if block.cause == "syscall"]
