@@ -46,7 +46,7 @@ class Request:
     __slots__ = ("__weakref__", "_route", "_route_of", "_source", "method", "number", "request_id")
 
     def __init__(self, method: str, path: str, request_id: str, source: Any = None, route_of: RouteOf | None = None):
-        self.number = number = next(_numbers)
+        self.number = number = next(_numbers) % _LARGEST + 1
         self.method = method
         self.request_id = request_id
         self._route = path
@@ -78,7 +78,7 @@ class Request:
         return f"<Request {self.number} {request_text(self.info())}>"
 
 
-_numbers = itertools.cycle(range(1, _LARGEST))
+_numbers = itertools.count()
 _known: dict[int, "ref[Request]"] = {}
 _newest: "collections.deque[Request]" = collections.deque(maxlen=_KEPT)
 _forget_at = 4 * _KEPT

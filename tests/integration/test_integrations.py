@@ -2,9 +2,11 @@
 
 import asyncio
 import contextvars
+import gc
 import json
 import pickle
 import re
+import sys
 import time
 from typing import Any
 
@@ -325,6 +327,24 @@ def test_requests_that_are_gone_are_forgotten() -> None:
     assert requests.by_number(numbers[-1]) is not None
     assert requests.by_number(numbers[0]) is None
     assert len(requests._known) < 7_000
+
+
+def test_requests_leave_nothing_behind() -> None:
+    requests.watch_requests()
+
+    def one() -> None:
+        requests.CURRENT.set(requests.Request("GET", "/", "id"))
+        assert _core.request_here()
+
+    def blocks(count: int) -> int:
+        for _ in range(count):
+            contextvars.Context().run(one)
+        requests._forget()
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    blocks(5_000)
+    assert abs(blocks(20_000) - blocks(20_000)) < 500
 
 
 def test_a_request_costs_less_than_ten_microseconds() -> None:
