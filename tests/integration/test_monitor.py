@@ -115,7 +115,7 @@ def test_forked_workers_have_one_of_their_own(tmp_path: Path) -> None:
                 await asyncio.sleep(0)
                 reading = loopwatch.autostart.start_from_environment().read()
                 alive = [one.alive for one in reading.coroutines if one.qualname.endswith("stuck")]
-                print(os.getpid() != parent, alive, len(reading.loops), flush=True)
+                os.write(1, f"{os.getpid() != parent} {alive} {len(reading.loops)}\\n".encode())
             asyncio.run(main())
 
         parent = os.getpid()

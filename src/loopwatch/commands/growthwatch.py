@@ -1,5 +1,7 @@
 """``loopwatch run --monitor``: alarms as they come, and at the end what grew."""
 
+from collections import deque
+
 from loopwatch.commands.options import RunOptions
 from loopwatch.monitor.alarms import Alarm
 from loopwatch.monitor.monitor import Monitor
@@ -9,6 +11,8 @@ from loopwatch.report import Terminal
 
 __all__ = ["GrowthWatch"]
 
+_NEWEST = 10
+
 
 class GrowthWatch:
     """A monitor for one run.  Blocks and hangs are the run's own matter, and not told twice."""
@@ -17,7 +21,7 @@ class GrowthWatch:
         self._terminal = terminal
         self._quiet = options.quiet
         self._first: Reading | None = None
-        self._last: Reading | None = None
+        self._newest: deque[Reading] = deque(maxlen=_NEWEST)
         self._monitor = Monitor(
             interval=options.monitor_interval,
             lag=max(options.threshold, 0.001),
@@ -39,15 +43,22 @@ class GrowthWatch:
             self._terminal.write(f"loopwatch: --monitor: {printable(overhead.last_error)}\n")
         if self._quiet:
             return
-        if self._first is None or self._last is None or self._first is self._last:
+        # the very last ones may be of a program that is ending already, and has cancelled its tasks
+        most = max((_alive(reading) for reading in self._newest), default=0)
+        last = next((reading for reading in reversed(self._newest) if 2 * _alive(reading) >= most), None)
+        if self._first is None or last is None or self._first is last:
             self._terminal.write("loopwatch: --monitor: the program ended before two samples were taken\n")
             return
-        self._terminal.write(f"loopwatch: what grew: {Monitor.compare(self._first, self._last)}\n")
+        self._terminal.write(f"loopwatch: what grew: {Monitor.compare(self._first, last)}\n")
 
     def _sampled(self, reading: Reading) -> None:
         self._first = self._first or reading
-        self._last = reading
+        self._newest.append(reading)
 
     def _told(self, alarm: Alarm) -> None:
         if alarm.kind != "lag" and not self._quiet:
             self._terminal.write(f"{alarm}\n")
+
+
+def _alive(reading: Reading) -> int:
+    return sum(entry.alive for entry in reading.coroutines)
