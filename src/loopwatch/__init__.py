@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from loopwatch.leaks.task_ends import DestroyedTask, TaskException
     from loopwatch.leaks.tasks import LeakedTask, TaskState, no_task_leaks
     from loopwatch.leaks.threads import LeakedThread, LeakedThreadPool, no_thread_leaks
-    from loopwatch.memory import AllocationTrace, MemoryLeakDetector
+    from loopwatch.memory import AllocationTrace, MemoryLeakDetector, held_by, retained
     from loopwatch.monitor.alarms import Alarm
     from loopwatch.monitor.monitor import Monitor
     from loopwatch.prevention import GracefulShutdown, TaskManager, managed_generator, timeout_task
@@ -120,6 +120,8 @@ _LATER = {
     "Segment": "findings",
     "AllocationTrace": "memory",
     "MemoryLeakDetector": "memory",
+    "held_by": "memory",
+    "retained": "memory",
     "GracefulShutdown": "prevention",
     "TaskManager": "prevention",
     "managed_generator": "prevention",
@@ -181,6 +183,7 @@ __all__ = [
     "UnawaitedCoroutineError",
     "__version__",
     "event_loop_monitor_ctx",
+    "held_by",
     "ignore_current",
     "managed_generator",
     "no_async_generator_leaks",
@@ -193,6 +196,7 @@ __all__ = [
     "no_task_leaks",
     "no_thread_leaks",
     "no_timer_leaks",
+    "retained",
     "timeout_task",
 ]
 

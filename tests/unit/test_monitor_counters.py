@@ -126,7 +126,7 @@ def test_tasks_destroyed_pending_and_exceptions_never_retrieved(caplog: pytest.L
 
     async def main() -> None:
         with counting(), caplog.at_level(logging.CRITICAL, "asyncio"):
-            asyncio.create_task(orphan())  # noqa: RUF006 - it is to be lost
+            asyncio.create_task(orphan())
             lost = asyncio.create_task(fails())
             await settle()
             found = groups()

@@ -26,7 +26,8 @@ def quiescent(loop: asyncio.AbstractEventLoop) -> str | None:
     for asyncio's own selector loops; for others, such as uvloop's, the answer is None.  Sound: loops of other threads,
     threads of any kind that are not idle executor workers, native threads, running or queued executor jobs,
     subprocesses, watched descriptors and handlers of signals all make it None.  Not foreseen: what finalizers of
-    garbage that is not collected yet may do, and what a main task that Ctrl-C cancels under ``asyncio.Runner`` does then.
+    garbage that is not collected yet may do, and what a main task that Ctrl-C cancels under ``asyncio.Runner`` does
+    then.
     """
     if not _is_plain_selector_loop(loop) or loop.is_closed():
         return None
