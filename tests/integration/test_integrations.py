@@ -82,6 +82,12 @@ def service() -> Any:
     return app
 
 
+def faults(found: list[Any]) -> list[Any]:
+    """The blocks made on purpose: a machine short of CPU may have made others."""
+    names = {"slow", "write_audit_log", "hold_the_gil", "read_item", "slow_handler"}
+    return [block for block in found if block.culprit and block.culprit[2].rpartition(".")[2] in names]
+
+
 def blocks_of(*paths: str, headers: dict[str, str] | None = None, after: float = 0.0) -> list[Any]:
     found: list[Any] = []
 
@@ -91,7 +97,7 @@ def blocks_of(*paths: str, headers: dict[str, str] | None = None, after: float =
             await asyncio.sleep(after)
 
     asyncio.run(main())
-    return found
+    return faults(found)
 
 
 @exact
@@ -157,8 +163,10 @@ def test_outside_of_requests_there_is_none() -> None:
             time.sleep(0.1)
 
     asyncio.run(main())
-    assert sorted(finding.kind for finding in found) == ["block", "task"]
-    assert [finding.request for finding in found] == [None, None]
+    assert {finding.kind for finding in found} == {"block", "task"}
+    assert [finding.request for finding in found if finding.place() and "test_outside" in finding.place()[2]] == [
+        None
+    ] * 2
 
 
 @pytest.mark.parametrize("header", ["", "a" * 500, "evil\x1b[31m"])
@@ -219,7 +227,7 @@ def test_fastapi() -> None:
             await asgi_get(LoopwatchMiddleware(app), "/v1/items/7")
 
     asyncio.run(main())
-    (block,) = found
+    (block,) = faults(found)
     assert block.request["route"] == "/v1/items/{item_id}"
 
 
@@ -246,7 +254,7 @@ def test_a_real_server(loop: str) -> None:
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(main())
-    (block,) = found
+    (block,) = faults(found)
     assert block.request == {"route": "/slow/{name}", "method": "GET", "request_id": "/slow/anna"}
 
 
@@ -292,7 +300,9 @@ def test_aiohttp_over_one_kept_connection() -> None:
         await runner.cleanup()
 
     asyncio.run(main())
-    told = [(finding.kind, finding.request) for finding in found if finding.request is not None]
+    leaks = [finding for finding in found if finding.kind == "task"]
+    blocks = faults([finding for finding in found if finding.kind == "block"])
+    told = [(finding.kind, finding.request) for finding in leaks + blocks if finding.request is not None]
     expected = [
         ("block", {"route": "/slow/{name}", "method": "GET", "request_id": "/slow/b"}),
         ("task", {"route": "/leak/{name}", "method": "GET", "request_id": "/leak/a"}),
@@ -374,14 +384,16 @@ def test_alarms_of_the_monitor_name_requests() -> None:
         headers = {"X-Request-ID": "r-20"}
         await asgi_get(app, "/slow/anna", *[f"/forgetful/{i}" for i in range(4)], headers=headers)
         for _ in range(500):
-            if {alarm.kind for alarm in alarms} >= {"lag", "tasks"}:
+            if {alarm.kind for alarm in alarms} >= {"lag", "tasks"} and any(
+                "in slow" in str(alarm) for alarm in alarms
+            ):
                 return
             await asyncio.sleep(0.02)
 
     with loopwatch.Monitor(interval=0.2, window=3, max_tasks=3, lag=0.1, on_alarm=alarms.append):
         asyncio.run(main())
     kept.clear()
-    lag = next(alarm for alarm in alarms if alarm.kind == "lag")
+    lag = next(alarm for alarm in alarms if alarm.kind == "lag" and alarm.place and alarm.place[2] == "slow")
     assert lag.request == {"route": "/slow/{name}", "method": "GET", "request_id": "r-20"}
     assert "  Request: GET /slow/{name} (id r-20)" in str(lag)
     assert json.loads(lag.as_json())["request"] == lag.request
