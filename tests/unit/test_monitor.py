@@ -448,6 +448,7 @@ def test_exceptions_nobody_asks_for_are_counted_and_still_told_of() -> None:
 def test_a_forked_child_has_no_monitor_and_may_have_its_own() -> None:
     async def in_child(monitor: Monitor) -> None:
         assert not monitor.running and asyncio.get_running_loop().get_task_factory() is None
+        assert "select" not in vars(asyncio.get_running_loop()._selector)  # type: ignore[attr-defined]
         monitor.start()
         await asyncio.create_task(quick())
         assert of(monitor.read(), "quick").born == 1

@@ -182,6 +182,7 @@ class LoopBook:
 
     def after_fork(self) -> None:
         """In a forked child: only this thread's loop is there still."""
+        unsubscribe(self)
         for watched in list(self._loops.values()):
             if watched.thread_id == threading.get_ident():
                 self._close(watched)
