@@ -21,9 +21,7 @@ from loopwatch.memory import AllocationTrace
 def program() -> None:
     kept: list[object] = []
     for number in range(60_000):
-        kept.append(
-            {"id": number, "name": f"order {number}", "lines": [number], "raw": bytes(number % 300)}
-        )
+        kept.append({"id": number, "name": f"order {number}", "lines": [number], "raw": bytes(number % 300)})
         if number % 1000 == 0:
             kept.clear()
 

@@ -41,16 +41,16 @@ typedef struct {
     size_t cf_frame;
     size_t ts_interp, ts_native_id, ts_next;
     size_t fr_previous, fr_code, fr_instr, fr_owner, fr_locals, fr_size;
-    size_t fr_entry;     /* 3.11, else 0: says that C code began this frame; later a frame of the C stack's lies below it */
+    size_t fr_entry; /* 3.11, else 0: says that C code began this frame; later a frame of the C stack's lies below it */
     size_t fr_stack_top; /* 3.14 +, else 0: pointer past the newest slot of a suspended frame */
     int fr_first_foreign_owner; /* owners from this one on are not Python code */
     size_t gen_frame, gen_state; /* in generators, coroutines, async generators: their own frame, and its state */
     size_t co_filename, co_qualname, co_linetable, co_firstlineno, co_code, co_flags, co_size;
     size_t in_threads, in_gc_collecting;
-    size_t in_gil;            /* interp: pointer to the GIL; unused when gil_fixed */
-    uintptr_t gil_fixed;      /* the GIL's address where it is process-wide */
+    size_t in_gil; /* interp: pointer to the GIL; unused when gil_fixed */
+    uintptr_t gil_fixed; /* the GIL's address where it is process-wide */
     size_t gil_holder, gil_locked, gil_size;
-    size_t ts_size;           /* what is public of a thread state */
+    size_t ts_size; /* what is public of a thread state */
     size_t dk_index_bits, dk_count, dk_entries; /* a dict's keys, before 3.14; dk_entries 0: not known */
 } lw_layout;
 

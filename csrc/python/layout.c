@@ -132,24 +132,25 @@ find_pointer(PyObject *owner, PyObject *target)
     return 0;
 }
 
-static const char probe_source[] = "import asyncio\n"
-                                   "from asyncio import base_events\n"
-                                   "class L:\n"
-                                   "    def get_debug(self): return False\n"
-                                   "    def call_soon(self, *a, **k): pass\n"
-                                   "    def call_exception_handler(self, c): pass\n"
-                                   "    def is_running(self): return False\n"
-                                   "async def c(): pass\n"
-                                   "co = c()\n"
-                                   "name = ''.join(['loopwatch', '-layout'])\n"
-                                   "import contextvars\n"
-                                   "context = contextvars.Context()\n"
-                                   "task = asyncio.Task(co, loop=L(), name=name, context=context)\n"
-                                   "task._log_destroy_pending = False\n"
-                                   "qualname = co.__qualname__ = ''.join(['loopwatch', '.layout'])\n" /* not also its name */
-                                   "run_once = base_events.BaseEventLoop._run_once.__code__\n"
-                                   "names = run_once.co_varnames\n"
-                                   "slots = [names.index(n) if n in names else -1 for n in ('ntodo', 'i', 'handle')]\n";
+static const char probe_source[] =
+    "import asyncio\n"
+    "from asyncio import base_events\n"
+    "class L:\n"
+    "    def get_debug(self): return False\n"
+    "    def call_soon(self, *a, **k): pass\n"
+    "    def call_exception_handler(self, c): pass\n"
+    "    def is_running(self): return False\n"
+    "async def c(): pass\n"
+    "co = c()\n"
+    "name = ''.join(['loopwatch', '-layout'])\n"
+    "import contextvars\n"
+    "context = contextvars.Context()\n"
+    "task = asyncio.Task(co, loop=L(), name=name, context=context)\n"
+    "task._log_destroy_pending = False\n"
+    "qualname = co.__qualname__ = ''.join(['loopwatch', '.layout'])\n" /* not also its name */
+    "run_once = base_events.BaseEventLoop._run_once.__code__\n"
+    "names = run_once.co_varnames\n"
+    "slots = [names.index(n) if n in names else -1 for n in ('ntodo', 'i', 'handle')]\n";
 
 void
 lw_layout_asyncio(void)

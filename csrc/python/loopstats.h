@@ -25,7 +25,7 @@ typedef struct lw_loopstats {
     int open;                     /* monitors that count here */
     uint64_t since_ns;
     uint64_t mark_ns;             /* the loop's thread: when the callback that runs began */
-    int marked;                   /* mark_ns is set by the probe at each wait's end; else handlerun.c looks at the clock */
+    int marked; /* mark_ns is set by the probe at each wait's end; else handlerun.c looks at the clock */
     lw_hist lag, callbacks;
 } lw_loopstats;
 

@@ -345,7 +345,8 @@ watch_get_busy_since(Watch *self, void *Py_UNUSED(unused))
 }
 
 static PyGetSetDef watch_getset[] = {
-    {"busy_since", (getter)watch_get_busy_since, NULL, "When the span that lasts began (monotonic ns); 0: it waits.", NULL},
+    {"busy_since", (getter)watch_get_busy_since, NULL, "When the span that lasts began (monotonic ns); 0: it waits.",
+     NULL},
     {"kind", (getter)watch_get_kind, NULL, "Kind of probe.", NULL},
     {"exact", (getter)watch_get_exact, NULL, "Whether spans are measured by a probe.", NULL},
     {"scopes", (getter)watch_get_scopes, NULL, "Number of open scopes.", NULL},
