@@ -94,11 +94,12 @@ def is_library(filename: str) -> bool:
         return True
     if "/site-packages/" in filename or "/dist-packages/" in filename:
         return True
-    return any(filename.startswith(folder) for folder in _library_folders())
+    return any(filename.startswith(folder) for folder in library_folders())
 
 
 @functools.cache
-def _library_folders() -> tuple[str, ...]:
+def library_folders() -> tuple[str, ...]:
+    """Where Python's own library lies."""
     paths = sysconfig.get_paths()
     folders = {os.path.join(paths[name], "") for name in ("stdlib", "platstdlib") if paths.get(name)}
     folders |= {os.path.join(os.path.realpath(folder), "") for folder in folders}

@@ -176,19 +176,27 @@ def _until_clean(watched_rules: Sequence[Watched], body: BaseException | None = 
 def _collect(watched_rules: Sequence[Watched]) -> list[Findings]:
     """What the last look showed, and what was seen apart from it."""
     found = []
-    search = Search()
-    covered = {part for watched in watched_rules for leak in watched.found for part in _parts(leak)}
-    if covered:
-        for watched in watched_rules:
-            watched.found = [leak for leak in watched.found if not _is_part(leak, covered)]
-    for watched in watched_rules:
+    for watched, (kept, leaks) in zip(
+        watched_rules, told([(one.session, one.found) for one in watched_rules]), strict=True
+    ):
+        watched.found = kept
         if watched.rule.baseline is not None:
             watched.rule.baseline.note(watched.chosen)
         apart = [leak for leak in watched.session.apart() if watched.rule.selects(leak)]
-        if watched.found or apart:
-            leaks = watched.session.complete(watched.found, search) if watched.found else []
+        if leaks or apart:
             found.append(Findings(watched.rule, leaks, apart, watched.reason))
     return found
+
+
+def told(found: Sequence[tuple[Session, Sequence[Any]]]) -> list[tuple[list[Any], list[Any]]]:
+    """What is to be told of each session's findings: those that no other finding tells of, and the same completed."""
+    search = Search()
+    covered = {part for _, leaks in found for leak in leaks for part in _parts(leak)}
+    kept = [[leak for leak in leaks if not covered or not _is_part(leak, covered)] for _, leaks in found]
+    return [
+        (leaks, session.complete(leaks, search) if leaks else [])
+        for (session, _), leaks in zip(found, kept, strict=True)
+    ]
 
 
 def _parts(finding: Any) -> Collection[object]:

@@ -21,6 +21,7 @@ from loopwatch.monitor.process import count_objects, gc_pauses, read_process
 from loopwatch.monitor.readings import LoopReading, OverheadReading, Reading
 from loopwatch.monitor.series import Rule
 from loopwatch.monitor.sinks import Sinks
+from loopwatch.stacks import library_folders
 
 __all__ = ["EXAMPLES", "Run"]
 
@@ -62,6 +63,7 @@ class Run:
         self._before: dict[int, LoopReading] = {}
 
     def start(self) -> None:
+        _core.set_library_folders(library_folders())  # so that tasks are told to wait at lines of the program's own
         _core.count_tasks(1)
         gc_pauses.start()
         self._blocks.begin(time.monotonic_ns())

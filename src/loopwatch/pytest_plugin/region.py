@@ -18,7 +18,7 @@ from typing import Any
 from loopwatch.actions import LeakAction
 from loopwatch.errors import LeakError
 from loopwatch.leaks.kinds import Session
-from loopwatch.leaks.waiting import Rule
+from loopwatch.leaks.waiting import Rule, told
 from loopwatch.loops import running_loop
 
 __all__ = ["Claims", "Found", "Owner", "Region"]
@@ -234,10 +234,11 @@ class Region:
         The region is over, and its sessions end: but for what is to be kept, which stays undecided.
         """
         verdict = []
-        for each in self._watched:
-            found = [finding for finding in each.found if identity(finding) not in keep] if keep else each.found
+        decided = [[finding for finding in each.found if identity(finding) not in keep] for each in self._watched]
+        sessions = [each.session for each in self._watched]
+        for each, (_, found) in zip(self._watched, told(list(zip(sessions, decided, strict=True))), strict=True):
             if found:
-                verdict.append(Found(each.rule, list(found), each.reason, each.cancelled))
+                verdict.append(Found(each.rule, found, each.reason, each.cancelled))
             if keep:
                 each.own = {key for key in each.own or () if key in keep}
                 each.found = [finding for finding in each.found if identity(finding) in keep]
