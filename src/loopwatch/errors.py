@@ -53,6 +53,11 @@ class EventLoopBlockError(LeakError):
         """Make the error for these blocks, with the message that counts them."""
         return cls(f"Detected {len(blocking_events)} {cls.what}", blocking_events)
 
+    @property
+    def leaks(self) -> list["EventLoopBlock"]:
+        """The same as ``blocking_events``: the name that all other errors of a ``LeakErrorGroup`` have for theirs."""
+        return self.blocking_events
+
     def get_block_summary(self) -> str:
         """Say in one line for each block how long it took (seconds), at which line and why."""
         lines = [f"Detected {self.block_count} event loop blocks"]

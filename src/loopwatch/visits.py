@@ -172,7 +172,7 @@ class Guard(abc.ABC, Generic[V]):
             here = [visit for visit in self._open if visit.thread == thread]
             mine = [visit for visit in here if visit.entered_by(task, thread)]
             if not mine:
-                mine = [visit for visit in here if not self.strict or visit.left_over()]
+                mine = [visit for visit in here if not self.strict or visit.left_over() or visit.inherited]
             if mine:
                 visit = mine[-1]
                 self._open.remove(visit)

@@ -255,3 +255,29 @@ def test_libraries_that_close_are_clean(run: Run) -> None:
             await serve_and_ask()
 
     run(main())
+
+
+def test_callbacks_that_answer_anything_change_nothing() -> None:
+    """An object may raise for any attribute, and need not be hashable: a timer of it is told by its class."""
+
+    class Proxy:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self) -> None:
+            ran.append(True)
+
+        def __getattr__(self, name: str) -> object:
+            raise RuntimeError("asked outside of its context")
+
+    async def main() -> None:
+        async with resources.no_timer_leaks("raise", grace_period=5):
+            asyncio.get_running_loop().call_later(0.001, Proxy())
+        with pytest.raises(ScopeLeakError) as caught_here:
+            async with resources.no_timer_leaks("raise", grace_period=0):
+                handle = asyncio.get_running_loop().call_later(60, Proxy())
+        handle.cancel()
+        assert caught_here.value.leaks[0].name.endswith("Proxy.__call__")
+
+    ran: list[bool] = []
+    asyncio.run(main())
+    assert ran == [True]

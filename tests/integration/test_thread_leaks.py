@@ -597,3 +597,16 @@ def test_leaving_a_guard_in_the_child_of_a_fork(stage: Stage) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     with pytest.raises(ThreadLeakError):
         guard.__exit__(None, None, None)
+
+
+def test_a_child_forked_inside_a_guard_of_a_coroutine_leaves_it_in_peace() -> None:
+    async def main() -> int:
+        with no_thread_leaks("raise"):
+            pid = os.fork()
+        if pid == 0:
+            os._exit(7)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 and later: a fork beside other threads
+        assert asyncio.run(main()) == 7

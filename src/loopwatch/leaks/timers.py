@@ -3,8 +3,8 @@
 import asyncio
 import functools
 import gc
-import inspect
 import sys
+import types
 from asyncio import futures, tasks, timeouts
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["LeakedTimer", "TimerKind"]
 
 _LOOKS_TO_SETTLE = 4  # closing a transport takes loop iterations, in which its timers go
+_DEEPEST_WRAPPING = 100
 
 
 @dataclass(frozen=True)
@@ -202,11 +203,25 @@ def _leak(loop: Any, handle: Any, callback: Callable[..., Any], origin: "Origin"
 
 
 def plain_function(callback: Any) -> Any:
-    """The function that runs in the end: inside of partials, decorators and methods."""
-    while isinstance(callback, functools.partial):
-        callback = callback.func
-    callback = getattr(callback, "__func__", callback)
-    try:
-        return inspect.unwrap(callback)
-    except ValueError:
-        return callback
+    """The function that runs in the end: inside of partials, decorators, methods; or an object's ``__call__``.
+
+    Where there is none written in Python: the C function, or the class.  Only types are asked, never the object
+    itself: it may answer anything, or raise.
+    """
+    for _ in range(_DEEPEST_WRAPPING):
+        kind = type(callback)
+        if kind is functools.partial:
+            callback = callback.func
+        elif kind is types.MethodType:
+            callback = callback.__func__
+        elif kind is types.FunctionType or kind is functools._lru_cache_wrapper:
+            inner = callback.__dict__.get("__wrapped__")
+            if inner is None:
+                return callback
+            callback = inner
+        elif issubclass(kind, types.BuiltinFunctionType | type):
+            return callback
+        else:
+            called = next((vars(base)["__call__"] for base in kind.__mro__ if "__call__" in vars(base)), None)
+            return called if type(called) is types.FunctionType else kind
+    return type(callback)
