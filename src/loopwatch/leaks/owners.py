@@ -1,7 +1,7 @@
 """Who holds a descriptor, a process or an executor: looked for only once there is something to report.
 
 ``owned_by`` finds the Python objects that own descriptors or processes; what refers to an owner tells its holder, in
-words such as "global 'pool' of module shop" or "attribute 'sock' of Client".  All of it together may take 0.1 s of
+words such as "global 'pool' of module shop" or "attribute 'sock' of Client".  All of it together may take 0.05 s of
 CPU time an exit, since the event loop stands still meanwhile: a ``Search`` ends with what it saw by then, and says so.
 """
 
@@ -17,7 +17,7 @@ from loopwatch import _core
 
 __all__ = ["Search", "descriptor_types", "instances_of", "number_of", "pid_of", "process_types", "subclasses"]
 
-_BUDGET = 0.1
+_BUDGET = 0.05
 _NO_LIMIT = 1 << 60
 _LEVELS = 3  # who holds it, who holds that, and whose attributes those are
 _CONTAINERS = (dict, list, tuple, set, frozenset)

@@ -46,7 +46,7 @@ _PAST_FACTORY = (
     "the task was not made by the loop's create_task() but past it, by asyncio.Task() or by a task factory that was "
     "set after the guard was entered"
 )
-_PROOF_SECONDS = 0.06  # of CPU time, in which a proof is looked for: enough for some 150,000 objects
+_PROOF_SECONDS = 0.03  # of CPU time, in which a proof is looked for: enough for some 70,000 objects
 _MOST_BLOCKS = 1_500_000  # of memory: where there are more, not even their list is made
 _WOKEN_FROM_OUTSIDE = ("timer", "socket", "executor", "thread", "process", "ready", "running", "done", "closed_loop")
 _OTHER_LOOP = "its event loop was made while the guard was open, or runs in another thread"
