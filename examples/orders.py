@@ -348,7 +348,7 @@ async def serve(shop: Shop) -> int:
 
 
 async def serve_and_look(shop: Shop) -> int:
-    async with no_leaks(action=tell, blocking=False):
+    async with no_leaks(action=tell, blocking=False, grace_period=1):
         code = await serve(shop)
     shop.mail_sent.set()
     return code
