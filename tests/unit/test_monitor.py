@@ -401,7 +401,6 @@ def test_a_file_takes_json_lines_too() -> None:
     assert json.loads(file.getvalue())["subject"] == "dict"
 
 
-@pytest.mark.flaky(reruns=2)  # what else the process allocates meanwhile may be what grew most
 def test_growing_memory_is_named_by_type_and_line() -> None:
     alarms: list[Alarm] = []
     cache: list[Any] = []

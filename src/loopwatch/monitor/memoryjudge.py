@@ -67,6 +67,8 @@ class MemoryJudge:
         if self._objects is None and self._book.due(_FINGERPRINT):
             self._objects = count_objects()
             self._allocations = self._read_trace()
+            if grown is None:  # a leap past the bound: what grows is seen from here to the next sample
+                return []
         rising = self._last[-1] - self._last[0] >= max(_RISING, _RISING_SHARE * self._last[0])
         if grown is not None and not rising:
             grown = None
@@ -83,7 +85,7 @@ class MemoryJudge:
 
     def _alarm(self, found: Growth, bound: bool) -> list[Alarm]:
         types = _grown_types(self._objects or {}, count_objects())
-        site = self._grown_site()
+        site = self._grown_site(bound)
         if first_match(self._ignores, Subject("memory", {"name": ["memory"]})) is not None:
             return []
         value, before = found.value / MEGABYTE, found.before / MEGABYTE
@@ -118,11 +120,13 @@ class MemoryJudge:
             )
         ]
 
-    def _grown_site(self) -> AllocationSite | None:
+    def _grown_site(self, bound: bool) -> AllocationSite | None:
+        """The line that holds most of what is new: since the trace began, as the baseline is from there, or since the
+        growth was suspected."""
         now = self._read_trace()
         if now is None:
             return None
-        grown = now if self._allocations is None else now.since(self._allocations)
+        grown = now if bound or self._allocations is None else now.since(self._allocations)
         return grown.sites[0] if grown.sites else None
 
 
