@@ -1,3 +1,12 @@
+/*
+ * histogram: the buckets' bounds, and what readers ask of a copy (histogram.h
+ * says what is counted and by whom).
+ *
+ * Invariants: bucket i ends where bucket i + 1 begins, the last one has no end;
+ * a copy's count is the sum of its buckets, whatever was added meanwhile; a
+ * quantile is never below the true value, nor above it by more than a bucket.
+ * Pure: no state, any thread.
+ */
 #include "histogram.h"
 
 uint64_t

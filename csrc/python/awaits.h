@@ -18,7 +18,7 @@
  *   f_locals is never asked for (its snapshot would keep locals alive).
  * - A chain is followed for at most LW_MAX_LINKS links.
  *
- * Cost: some 15 ns a link. */
+ * Cost: 37 to 87 ns a link (hashing chains of five, 3.11 to 3.15). */
 #ifndef LW_AWAITS_H
 #define LW_AWAITS_H
 

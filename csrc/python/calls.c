@@ -109,7 +109,7 @@ pop(lw_calls *c, uintptr_t what, PyObject *object, int is_c)
     }
 }
 
-#if PY_VERSION_HEX < 0x030C0000
+#if !LW_HAS_MONITORING
 
 static int
 profile(PyObject *Py_UNUSED(self), PyFrameObject *frame, int event, PyObject *arg)
@@ -141,8 +141,8 @@ profile(PyObject *Py_UNUSED(self), PyFrameObject *frame, int event, PyObject *ar
 static int
 hook_thread(void)
 {
-    PyThreadState *ts = PyThreadState_Get();
-    if (ts->c_profilefunc != NULL && ts->c_profilefunc != profile) {
+    Py_tracefunc now = lw_profile_function();
+    if (now != NULL && now != profile) {
         PyErr_SetString(PyExc_RuntimeError,
                         "engine=\"exact\" needs the thread's profile function, and another profiler has it "
                         "(sys.setprofile(), cProfile, a coverage tool): end that first, or use engine=\"sample\"");
@@ -155,7 +155,7 @@ hook_thread(void)
 static void
 unhook_thread(void)
 {
-    if (PyThreadState_Get()->c_profilefunc == profile) {
+    if (lw_profile_function() == profile) {
         PyEval_SetProfile(NULL, NULL);
     }
 }
@@ -341,7 +341,7 @@ static PyMethodDef methods[] = {
     {"calls_report", calls_report, METH_VARARGS, "calls_report(function, threshold_ns)"},
     {"calls_enter", calls_enter, METH_NOARGS, "Measure the calls of this thread."},
     {"calls_leave", calls_leave, METH_NOARGS, "Measure them no longer."},
-#if PY_VERSION_HEX >= 0x030C0000
+#if LW_HAS_MONITORING
     {"calls_hooks", calls_hooks, METH_O, "calls_hooks(DISABLE): callbacks for sys.monitoring"},
 #endif
     {NULL, NULL, 0, NULL},
@@ -350,7 +350,7 @@ static PyMethodDef methods[] = {
 int
 lw_calls_init(PyObject *module)
 {
-#if PY_VERSION_HEX >= 0x030C0000
+#if LW_HAS_MONITORING
     if (PyType_Ready(&hook_type) < 0) {
         return -1;
     }

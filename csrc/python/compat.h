@@ -356,6 +356,16 @@ lw_set_function_call(PyObject *function, vectorcallfunc call)
 #endif
 }
 
+/* Whether sys.monitoring tells of calls (3.12 and later), cheaper than a profile function: no frame object is made. */
+#define LW_HAS_MONITORING (PY_VERSION_HEX >= 0x030C0000)
+
+/* The C profile function of the calling thread, or NULL. */
+static inline Py_tracefunc
+lw_profile_function(void)
+{
+    return PyThreadState_Get()->c_profilefunc;
+}
+
 /* Bytes that the collector keeps before an object. */
 static inline size_t
 lw_gc_header_size(PyObject *op)

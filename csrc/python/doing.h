@@ -12,7 +12,7 @@
  *
  * Needs no GIL and no lock, allocates nothing.  tstate may be 0 (a thread that
  * Python does not know) or dangle: it is only read by lw_mem_read.
- * Cost: 4 to 6 system calls, some 5 us. */
+ * Cost: 4 to 6 system calls. */
 #ifndef LW_DOING_H
 #define LW_DOING_H
 

@@ -18,7 +18,7 @@
  * - A loop's records form a list in the order in which they were made, so what
  *   was born since a mark is a walk back from its end.
  *
- * Cost: some 0.1 us a task, under 200 bytes while it lives.  All of it under the
+ * Cost: see benchmarks/RESULTS.md; under 200 bytes while it lives.  All of it under the
  * GIL; nothing here runs Python code while it holds pointers into the list. */
 #ifndef LW_TASKS_H
 #define LW_TASKS_H

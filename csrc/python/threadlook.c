@@ -9,8 +9,8 @@
  *   meanwhile.  Whether its newest frame moves tells Python code from a C call;
  * - then with it: the stacks, of those that are still there.
  *
- * Cost: some 50 us a thread, plus the time to get the GIL back (an interval of
- * the interpreter's, 5 ms, where another thread keeps it busy). */
+ * Cost: the looks, plus the time to get the GIL back (an interval of the
+ * interpreter's, 5 ms, where another thread keeps it busy). */
 #include "capture.h"
 #include "threads.h"
 

@@ -22,7 +22,7 @@
  *   inherits its starter's): a thread that was begun inside another scope
  *   only, one that is open beside ours, is that one's to tell.
  *
- * All of it under the GIL; the hooks cost 1 us a thread, of 30 or more. */
+ * All of it under the GIL. */
 #ifndef LW_THREADS_H
 #define LW_THREADS_H
 
