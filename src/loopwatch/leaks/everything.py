@@ -215,9 +215,7 @@ def _rules(values: Mapping[str, Any], switches: Mapping[str, Switch]) -> list[Ru
         action = options.pop("action", None)
         names = None if name == "blocking" else options.pop("name_filter", None)  # blocks have no names
         own_grace, own_ignores = options.pop("grace_period", grace), ignores_from(options.pop("ignore", ()))
-        kind = _kind(name, options, asked=switches.get(name) is not None)
-        if kind is None:
-            continue
+        kind = _kind(name, options)
         rules.append(
             Rule(
                 kind,
@@ -247,13 +245,9 @@ def _options(name: str, values: Mapping[str, Any], switch: Switch) -> dict[str, 
     return options
 
 
-def _kind(name: str, options: Mapping[str, Any], asked: bool) -> Kind | None:
+def _kind(name: str, options: Mapping[str, Any]) -> Kind:
     """Make a kind with its own options.  Raises TypeError for an option that it does not know."""
     kind = find_kind(name)
-    if kind is None:
-        if asked:
-            raise NotImplementedError(f"no_leaks({name}=...): this build of loopwatch cannot look for {name}")
-        return None
     known = _parameters(kind)
     for option in options:
         if option not in known:
@@ -270,16 +264,10 @@ def _parameters(kind: type[Kind]) -> tuple[str, ...]:
 
 
 @functools.cache
-def find_kind(name: str) -> type[Kind] | None:
-    """The class of a kind, from the module that defines it; None where that is missing."""
-    path = f"loopwatch.leaks.{_MODULES.get(name, 'resources')}"
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name != path:
-            raise
-        return None
+def find_kind(name: str) -> type[Kind]:
+    """The class of a kind, from the module that defines it.  Raises LookupError where that module has none."""
+    module = importlib.import_module(f"loopwatch.leaks.{_MODULES.get(name, 'resources')}")
     for candidate in vars(module).values():
         if isinstance(candidate, type) and issubclass(candidate, Kind) and getattr(candidate, "name", None) == name:
             return candidate
-    return None
+    raise LookupError(f"{module.__name__} has no kind {name!r}")

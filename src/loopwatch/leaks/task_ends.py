@@ -5,6 +5,7 @@ it tells us first; its own message appears as ever, and nothing is retrieved.  A
 an exception and would be reported by asyncio later is found by its record.
 """
 
+import abc
 import asyncio
 import contextlib
 import traceback
@@ -161,8 +162,8 @@ class _HandlerSession(Session):
         with contextlib.suppress(Exception):
             self._born.close()
 
-    def told(self, context: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def told(self, context: Mapping[str, Any]) -> None: ...
 
     def mine(self, task: Any) -> bool:
         return self._scope != "descendants" or self._token.covers_task(task)
