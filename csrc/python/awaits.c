@@ -1,6 +1,8 @@
 /* awaits.c: see awaits.h. */
 #include "awaits.h"
 
+#include "creation.h"
+
 #include "layout.h"
 
 enum link_kind {
@@ -396,15 +398,10 @@ lw_await_site(PyObject *task, lw_await_site_info *out)
 static PyObject *
 raw_frame(const lw_await_place *place, enum link_kind kind)
 {
-    int line = 0, end_line = 0, col = -1, end_col = -1;
+    int line = 0;
     PyObject *name = NULL, *code = NULL, *file = NULL, *result = NULL;
     if (place->code != NULL) {
-        if (place->lasti < 0 || !PyCode_Addr2Location(place->code, place->lasti, &line, &col, &end_line, &end_col)) {
-            line = place->code->co_firstlineno;
-            end_line = col = end_col = -1;
-        }
-        return Py_BuildValue("(OOiiii)", place->code->co_filename, place->code->co_qualname, line > 0 ? line : 0,
-                             end_line > 0 ? end_line : 0, col, end_col);
+        return lw_code_frame(place->code, place->lasti);
     }
     /* foreign, or not begun: its name, and the first line of its code if it has one */
     name = c_attribute(place->link, "__qualname__");
