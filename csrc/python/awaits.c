@@ -4,6 +4,7 @@
 #include "creation.h"
 
 #include "layout.h"
+#include "ownfiles.h"
 
 enum link_kind {
     END = 0,     /* awaits nothing that we can see */
@@ -310,49 +311,6 @@ blocked_on(PyObject *task)
     return future;
 }
 
-/* ---- which files are the program's own ------------------------------------------------------------------------ */
-
-static PyObject *library_folders; /* owned tuple of str, or NULL */
-#define FILES 256
-static struct {
-    PyObject *file; /* not owned: only compared, together with its hash */
-    Py_hash_t hash;
-    int kind; /* 0 own, 1 library, 2 asyncio */
-} files[FILES];
-
-static int
-file_kind(PyObject *file)
-{
-    Py_hash_t hash = PyObject_Hash(file);
-    size_t slot = ((uintptr_t)file >> 4) % FILES;
-    if (files[slot].file == file && files[slot].hash == hash) {
-        return files[slot].kind;
-    }
-    const char *path = PyUnicode_AsUTF8(file);
-    int kind = path == NULL || path[0] == '<';
-    if (path == NULL) {
-        PyErr_Clear();
-    }
-    else if (strstr(path, "/asyncio/") != NULL) {
-        kind = 2;
-    }
-    else if (strstr(path, "/site-packages/") != NULL || strstr(path, "/dist-packages/") != NULL) {
-        kind = 1;
-    }
-    else if (library_folders != NULL) {
-        for (Py_ssize_t i = 0; kind == 0 && i < PyTuple_GET_SIZE(library_folders); i++) {
-            Py_ssize_t length;
-            const char *folder = PyUnicode_AsUTF8AndSize(PyTuple_GET_ITEM(library_folders, i), &length);
-            kind = folder != NULL && strncmp(path, folder, (size_t)length) == 0;
-        }
-        PyErr_Clear();
-    }
-    files[slot].file = file;
-    files[slot].hash = hash;
-    files[slot].kind = kind;
-    return kind;
-}
-
 int
 lw_await_site(PyObject *task, lw_await_site_info *out)
 {
@@ -382,7 +340,7 @@ lw_await_site(PyObject *task, lw_await_site_info *out)
         if (out->innermost.code == NULL) {
             out->innermost = places[i];
         }
-        int kind = file_kind(places[i].code->co_filename);
+        int kind = lw_file_kind(places[i].code->co_filename);
         if (kind < best) {
             best = kind;
             out->user = places[i];
@@ -595,30 +553,12 @@ frame_state(PyObject *Py_UNUSED(module), PyObject *link)
     return PyUnicode_FromString(suspended ? "suspended" : "running");
 }
 
-static PyObject *
-set_library_folders(PyObject *Py_UNUSED(module), PyObject *folders)
-{
-    if (!PyTuple_Check(folders)) {
-        return PyErr_Format(PyExc_TypeError, "folders must be a tuple of str, got %.200s", Py_TYPE(folders)->tp_name);
-    }
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(folders); i++) {
-        if (!PyUnicode_Check(PyTuple_GET_ITEM(folders, i))) {
-            return PyErr_Format(PyExc_TypeError, "folders must be a tuple of str, item %zd is %.200s", i,
-                                Py_TYPE(PyTuple_GET_ITEM(folders, i))->tp_name);
-        }
-    }
-    Py_XSETREF(library_folders, Py_NewRef(folders));
-    memset(files, 0, sizeof(files));
-    Py_RETURN_NONE;
-}
-
 static PyMethodDef functions[] = {
     {"await_chain", await_chain, METH_O, "await_chain(task) -> (frames, awaited, links)"},
     {"await_site", await_site, METH_O, "await_site(task) -> (frame, awaited, hash, depth) or None"},
     {"await_hashes", await_hashes, METH_O, "await_hashes(list of tasks) -> list of int, 0 for one that does not wait"},
     {"frame_local", frame_local, METH_VARARGS, "frame_local(link, name, default=None)"},
     {"frame_state", frame_state, METH_O, "frame_state(link) -> created, suspended, running, finished, unknown"},
-    {"set_library_folders", set_library_folders, METH_O, "Which folders hold no code of the program's own."},
     {NULL, NULL, 0, NULL},
 };
 

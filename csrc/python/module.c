@@ -27,6 +27,7 @@
 #include "holders.h"
 #include "retained.h"
 #include "objects.h"
+#include "ownfiles.h"
 #include "taskstats.h"
 #include "tasklist.h"
 #include "tasks.h"
@@ -189,6 +190,7 @@ static int (*const concepts[])(PyObject *) = {
     lw_heldby_init,
     lw_retained_init,
     lw_awaits_init,
+    lw_ownfiles_init,
     lw_reach_init,
     lw_holders_init,
     lw_tasks_init,
