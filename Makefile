@@ -4,7 +4,8 @@
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 BENCH_ARGS ?=
-PYTEST_ARGS ?=
+# Others may take the CPU away in the middle of a measurement: what fails is tried twice more, and named (RERUN).
+PYTEST_ARGS ?= --reruns 2 --reruns-delay 1 -raR
 SUITES ?=
 SUITES_ARGS ?=
 export PYTHON FUZZ_SECONDS BENCH_ARGS PYTEST_ARGS SUITES_ARGS

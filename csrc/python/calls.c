@@ -111,11 +111,22 @@ pop(lw_calls *c, uintptr_t what, PyObject *object, int is_c)
 
 #if !LW_HAS_MONITORING
 
+/* What the interpreter hands to a thread's profile function: the way to the thread's calls without a look-up. */
+typedef struct {
+    PyObject_HEAD lw_calls *calls; /* borrowed: the thread has them for as long as it runs */
+} Hook;
+
+static PyTypeObject hook_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "loopwatch._core.CallHook",
+    .tp_basicsize = sizeof(Hook),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+};
+
 static int
-profile(PyObject *Py_UNUSED(self), PyFrameObject *frame, int event, PyObject *arg)
+profile(PyObject *hook, PyFrameObject *frame, int event, PyObject *arg)
 {
-    lw_calls *c = here;
-    if (c == NULL || report == NULL) {
+    lw_calls *c = ((Hook *)hook)->calls;
+    if (report == NULL) {
         return 0;
     }
     switch (event) {
@@ -148,7 +159,13 @@ hook_thread(void)
                         "(sys.setprofile(), cProfile, a coverage tool): end that first, or use engine=\"sample\"");
         return -1;
     }
-    PyEval_SetProfile(profile, NULL);
+    Hook *hook = PyObject_New(Hook, &hook_type);
+    if (hook == NULL) {
+        return -1;
+    }
+    hook->calls = here;
+    PyEval_SetProfile(profile, (PyObject *)hook);
+    Py_DECREF(hook);
     return 0;
 }
 
@@ -350,11 +367,9 @@ static PyMethodDef methods[] = {
 int
 lw_calls_init(PyObject *module)
 {
-#if LW_HAS_MONITORING
     if (PyType_Ready(&hook_type) < 0) {
         return -1;
     }
-#endif
     if (pthread_key_create(&key, drop) != 0) {
         PyErr_SetString(PyExc_ImportError, "loopwatch could not get a thread-specific key: the process has too many");
         return -1;

@@ -253,13 +253,22 @@ def decorated_function(action: object) -> bool:
         return True
     if not inspect.isfunction(action):
         return False
-    if _stands_below(action, sys._getframe(2)):
+    return _stands_below(action, sys._getframe(2)) or not _takes_findings(action)
+
+
+def _takes_findings(function: FunctionType) -> bool:
+    """Whether it can be called with one positional argument."""
+    if function.__dict__:  # __wrapped__ or __signature__ may say otherwise
+        try:
+            inspect.signature(function).bind([])
+        except TypeError:
+            return False
         return True
-    try:
-        inspect.signature(action).bind([])
-    except TypeError:
-        return True
-    return False
+    code = function.__code__
+    room = code.co_argcount or code.co_flags & inspect.CO_VARARGS
+    needed = code.co_argcount - len(function.__defaults__ or ())
+    by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    return bool(room) and needed <= 1 and set(by_name) <= (function.__kwdefaults__ or {}).keys()
 
 
 def _stands_below(function: FunctionType, frame: FrameType) -> bool:

@@ -1,8 +1,8 @@
 """Who holds a descriptor, a process or an executor: looked for only once there is something to report.
 
 ``owned_by`` finds the Python objects that own descriptors or processes; what refers to an owner tells its holder, in
-words such as "global 'pool' of module shop" or "attribute 'sock' of Client".  All of it together may take 0.05 s of
-CPU time an exit, since the event loop stands still meanwhile: a ``Search`` ends with what it saw by then, and says so.
+words such as "global 'pool' of module shop" or "attribute 'sock' of Client".  All of it together may take so much CPU
+time an exit as ``effort`` allows: a ``Search`` ends with what it saw by then, and says so.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from loopwatch import _core
+from loopwatch.leaks.effort import allowed
 
 __all__ = ["Search", "descriptor_types", "instances_of", "number_of", "pid_of", "process_types", "subclasses"]
 
-_BUDGET = 0.05
 _NO_LIMIT = 1 << 60
 _LEVELS = 3  # who holds it, who holds that, and whose attributes those are
 _CONTAINERS = (dict, list, tuple, set, frozenset)
@@ -28,8 +28,8 @@ _FILES: tuple[type, ...] = (io.TextIOWrapper, io.BufferedRandom, io.BufferedRead
 class Search:
     """What one exit may spend on finding owners and holders; begun by the first question."""
 
-    def __init__(self, budget: float = _BUDGET) -> None:
-        self._budget = budget
+    def __init__(self, budget: float | None = None) -> None:
+        self._budget = allowed().holders if budget is None else budget
         self._deadline: int | None = None
         self._referrers: dict[int, list[Any]] = {}
         self._hidden: set[int] = set()

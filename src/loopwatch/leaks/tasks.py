@@ -17,6 +17,7 @@ from loopwatch import _core, requests
 from loopwatch.actions import Action, LeakAction
 from loopwatch.errors import TaskLeakError
 from loopwatch.leaks.coroutines import CoroutineKind
+from loopwatch.leaks.effort import allowed
 from loopwatch.leaks.guard import LeakGuard
 from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.suppress import Ignores, NameFilter
@@ -46,7 +47,6 @@ _PAST_FACTORY = (
     "the task was not made by the loop's create_task() but past it, by asyncio.Task() or by a task factory that was "
     "set after the guard was entered"
 )
-_PROOF_SECONDS = 0.03  # of CPU time, in which a proof is looked for: enough for some 70,000 objects
 _MOST_BLOCKS = 1_500_000  # of memory: where there are more, not even their list is made
 _WOKEN_FROM_OUTSIDE = ("timer", "socket", "executor", "thread", "process", "ready", "running", "done", "closed_loop")
 _OTHER_LOOP = "its event loop was made while the guard was open, or runs in another thread"
@@ -287,7 +287,7 @@ def with_proofs(leaks: Sequence[Any]) -> list[Leak]:
         with contextlib.suppress(ImportError, RuntimeError):  # an interpreter whose memory cannot be read
             from loopwatch.leaks.waits import stuck
 
-            proofs = stuck(asked, seconds=_PROOF_SECONDS)
+            proofs = stuck(asked, seconds=allowed().proofs)
     return [replace(leak, proof=proofs[leak.task_ref]) if leak.task_ref in proofs else leak for leak in leaks]
 
 
