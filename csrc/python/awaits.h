@@ -1,36 +1,22 @@
 /* awaits.h: where a suspended coroutine is.
  *
  * A suspended task is a chain: its coroutine awaits another one, that awaits a
- * generator, that iterates a future.  Each link says itself what comes next
- * (cr_await, gi_yieldfrom, ag_await; the small wrappers show it to the garbage
- * collector), so no internal field is needed to follow the chain, and links of
- * a foreign make (Cython's) are followed by the same attributes.  Only the
- * place inside a link, its code and instruction, is read from its frame, at
- * offsets that are proved at import; where the proof fails, and for foreign
- * links, the frame object tells.
+ * generator, that iterates a future.  Each link says what comes next (links.h).
  *
  * - All of it on the caller's own interpreter under the GIL.  Nothing here
  *   runs Python code as long as the task is asyncio's C Task (any other is
  *   asked by attribute), so the chain cannot change under a walk.
  * - A link is owned by the frame of the link before it.  Pointers in
  *   lw_await_place are borrowed from there: good until Python code runs.
- * - Nothing is changed: no frame object is made where the layout is proved, and
- *   f_locals is never asked for (its snapshot would keep locals alive).
  * - A chain is followed for at most LW_MAX_LINKS links.
  *
  * Cost: 37 to 87 ns a link (hashing chains of five, 3.11 to 3.15). */
 #ifndef LW_AWAITS_H
 #define LW_AWAITS_H
 
-#include "compat.h"
+#include "links.h"
 
 #define LW_MAX_LINKS 512
-
-typedef struct {
-    PyObject *link;     /* borrowed: coroutine, generator, … */
-    PyCodeObject *code; /* borrowed; NULL: no Python code of its own */
-    int lasti;          /* byte offset of its instruction; -1 not known */
-} lw_await_place;
 
 /* For the monitor: where a task waits, without building anything. */
 typedef struct {
@@ -48,10 +34,6 @@ int lw_await_site(PyObject *task, lw_await_site_info *out);
 /* Fills PLACES, outermost first; how many, never an error. *AWAITED (borrowed) is what is at the end, or NULL. */
 int lw_await_links(PyObject *coro, lw_await_place *places, int room, PyObject **awaited);
 PyObject *lw_await_coro(PyObject *task); /* a new reference, or NULL without exception */
-
-/* Of coroutines, generators and async generators only: */
-int lw_is_frame_owner(PyObject *object);
-int lw_frame_state(PyObject *object, int *suspended, int *running); /* -1: not known */
 
 int lw_awaits_init(PyObject *module);
 

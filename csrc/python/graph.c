@@ -2,7 +2,7 @@
 #include "graph.h"
 
 #include "../core/saferead.h"
-#include "awaits.h"
+#include "links.h"
 #include "frames.h"
 #include "layout.h"
 

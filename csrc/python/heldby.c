@@ -2,7 +2,7 @@
 #include "heldby.h"
 
 #include "../core/saferead.h"
-#include "awaits.h"
+#include "links.h"
 #include "graph.h"
 #include "layout.h"
 #include "linknames.h"

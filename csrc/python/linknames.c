@@ -2,7 +2,7 @@
 #include "linknames.h"
 
 #include "../core/saferead.h"
-#include "awaits.h"
+#include "links.h"
 #include "creation.h"
 #include "layout.h"
 

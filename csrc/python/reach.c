@@ -1,7 +1,7 @@
 /* reach.c: see reach.h. */
 #include "reach.h"
 
-#include "awaits.h"
+#include "links.h"
 #include "graph.h"
 #include "layout.h"
 

@@ -1,7 +1,7 @@
 /* retained.c: see retained.h. */
 #include "retained.h"
 
-#include "awaits.h"
+#include "links.h"
 #include "graph.h"
 #include "layout.h"
 #include "objects.h"

@@ -83,6 +83,9 @@ extern void (*lw_task_died_hook)(lw_task_record *record, PyObject *corpse);
 /* Called before a record leaves its loop's list, for whoever remembers a place in it. */
 extern void (*lw_task_unlink_hook)(lw_task_record *record);
 
+/* The creation stack of a task, also while it is being destroyed.  Borrowed, or NULL. */
+lw_creation *lw_tasks_creation_of(PyObject *task);
+
 /* Used by taskfactory.c and tasklist.c. */
 lw_task_record *lw_task_record_new(lw_task_loop *home, PyObject *task, uint64_t seq, uint32_t flags); /* borrowed */
 uint64_t lw_tasks_next_seq(void);
@@ -92,6 +95,7 @@ extern PyObject *lw_scope_var; /* owned: the ContextVar that holds the scope tok
 
 extern PyTypeObject *lw_task_record_type, *lw_task_factory_type; /* owned, process-wide */
 int lw_tasks_init(PyObject *module);
+int lw_taskrecord_init(PyObject *module);
 int lw_taskfactory_init(PyObject *module);
 
 #endif

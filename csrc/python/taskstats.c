@@ -2,7 +2,7 @@
 #include "taskstats.h"
 
 #include "../core/clock.h"
-#include "awaits.h"
+#include "links.h"
 #include "futurestate.h"
 #include "layout.h"
 
