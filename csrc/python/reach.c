@@ -1,296 +1,9 @@
 /* reach.c: see reach.h. */
 #include "reach.h"
 
-#include "links.h"
-#include "graph.h"
 #include "layout.h"
-
-enum {
-    REACHED = 1,    /* by anything alive */
-    UNDER_WAY = 2,  /* rule 4; implies REACHED */
-    KEPT = 4,       /* only for rule 6: by a suspended task that is not live */
-    BARRIER = 8,    /* reached, but never gone into: asyncio's registries, the caller's own list */
-    COMMON = 16,    /* rule 4, where "leads to" stops: modules, types, loops, global dictionaries */
-    OURS = 32,      /* of a type of loopwatch */
-    LIVE_TASK = 128,
-    SUSPENDED = 256, /* a task, by the definition of the header */
-    TASK = 512,
-    HANDLE = 1024,
-};
-
-typedef struct {
-    uint32_t task, future, coro; /* numbers; NONE: not tracked by the collector */
-    PyObject *future_object, *coro_object, *callback, *callback_tuple; /* borrowed from the task */
-    int seen;
-} waiting;
-
-#define NONE LW_NO_NODE
-#define TYPES 1024 /* a power of two */
-
-typedef struct {
-    lw_graph all; /* a suspended task's `extra` is its place in `tasks` */
-    struct {
-        PyTypeObject *type;
-        uint32_t flags;
-    } types[TYPES]; /* by address: what their objects get as flags */
-    uint32_t *stack; /* owned; number << 1 | under way */
-    size_t depth, room;
-    waiting *tasks; /* owned; the suspended ones */
-    uint32_t ntasks;
-    uint32_t *weakrefs; /* owned; those with a callback */
-    uint32_t nweakrefs;
-    PyTypeObject *task_type, *future_type, *handle_type, *loop_type; /* borrowed from asyncio */
-    getter get_state, get_waiter, get_must_cancel, get_coro, get_loop, get_callbacks;
-    PyObject *str_asyncgens, *str_data; /* owned */
-    uint32_t current;
-    int bits;   /* what the visitor gives */
-    uint64_t deadline; /* of this thread's CPU time; 0: none */
-    enum { FINE, NO_MEMORY, NO_TIME } failed;
-} graph;
-
-static inline uint32_t
-find(const graph *g, const PyObject *object)
-{
-    return lw_graph_find(&g->all, object);
-}
-
-static inline int
-is_late(graph *g)
-{
-    if (lw_graph_is_late(&g->all) && !g->failed) {
-        g->failed = NO_TIME;
-    }
-    return g->failed == NO_TIME;
-}
-
-static inline uintptr_t
-load(uintptr_t at)
-{
-    return *(const uintptr_t *)at;
-}
-
-/* What the calling thread's local variables hold is held from outside, but known: *held counts it by number. */
-static void
-count_own_locals(const graph *g, uint32_t *held)
-{
-    uintptr_t frame = load((uintptr_t)PyThreadState_Get() + lw_lay.ts_frame);
-    if (lw_lay.ts_frame_indirect) {
-        frame = load(frame + lw_lay.cf_frame);
-    }
-    for (; frame != 0; frame = load(frame + lw_lay.fr_previous)) {
-        if (*(const signed char *)(frame + lw_lay.fr_owner) >= lw_lay.fr_first_foreign_owner) {
-            continue;
-        }
-        PyCodeObject *code = (PyCodeObject *)lw_untag(load(frame + lw_lay.fr_code));
-        for (int i = 0; i < code->co_nlocalsplus; i++) {
-            uintptr_t slot = load(frame + lw_lay.fr_locals + (size_t)i * sizeof(void *));
-            uint32_t at = lw_slot_owns(slot) ? find(g, (PyObject *)lw_untag(slot)) : NONE;
-            if (at != NONE) {
-                held[at]++;
-            }
-        }
-    }
-}
-
-/* ---- marking ---------------------------------------------------------------------------------------------------- */
-
-static void
-reach(graph *g, uint32_t at, int bits)
-{
-    uint32_t *flags = &g->all.nodes[at].flags;
-    if ((*flags & (uint32_t)bits) == (uint32_t)bits) {
-        return;
-    }
-    *flags |= (uint32_t)bits;
-    if (g->depth == g->room) {
-        size_t room = g->room * 2;
-        uint32_t *stack = PyMem_RawRealloc(g->stack, room * sizeof(*stack));
-        if (stack == NULL) {
-            g->failed = NO_MEMORY;
-            return;
-        }
-        g->stack = stack;
-        g->room = room;
-    }
-    g->stack[g->depth++] = at;
-}
-
-static int
-mark_edge(PyObject *object, void *arg)
-{
-    graph *g = arg;
-    uint32_t at = object ? find(g, object) : NONE;
-    if (is_late(g)) {
-        return 1;
-    }
-    if (at != NONE) {
-        reach(g, at, g->bits & UNDER_WAY && g->all.nodes[at].flags & COMMON ? REACHED : g->bits);
-    }
-    return 0;
-}
-
-/* From a suspended task: not into its coroutine, F, its callbacks.  Each is left out once: an attribute that holds the
- * same object counts. */
-static int
-mark_task_edge(PyObject *object, void *arg)
-{
-    graph *g = arg;
-    waiting *w = &g->tasks[g->all.nodes[g->current].extra];
-    PyObject *const left_out[] = {w->coro_object, w->future_object, w->callback};
-    for (int i = 0; i < 3; i++) {
-        if (object != NULL && object == left_out[i] && !(w->seen & (1 << i))) {
-            w->seen |= 1 << i;
-            return 0;
-        }
-    }
-    if (object != NULL && PyList_CheckExact(object) && PyList_GET_SIZE(object) > 0 && w->callback_tuple != NULL
-        && PyList_GET_ITEM(object, 0) == w->callback_tuple) {
-        return 0;
-    }
-    return mark_edge(object, arg);
-}
-
-static void
-go_into(graph *g, uint32_t at)
-{
-    lw_node *x = &g->all.nodes[at];
-    PyTypeObject *type = Py_TYPE(x->object);
-    visitproc visit = mark_edge;
-
-    if (x->flags & (BARRIER | LW_NODE_RUNNING | OURS)) {
-        return;
-    }
-    if (x->flags & UNDER_WAY && x->flags & SUSPENDED) {
-        x->flags |= LIVE_TASK;
-    }
-    if (x->flags & SUSPENDED && !(x->flags & LIVE_TASK)) {
-        g->tasks[x->extra].seen = 0;
-        visit = mark_task_edge;
-    }
-    if (x->flags & HANDLE) {
-        x->flags |= REACHED | UNDER_WAY;
-    }
-    g->current = at;
-    g->bits = (int)(x->flags & (REACHED | UNDER_WAY));
-    if (PyWeakref_Check(x->object)) {
-        PyObject *referent = ((PyWeakReference *)x->object)->wr_object;
-        if (referent != NULL) {
-            mark_edge(referent, g);
-        }
-    }
-    if (type->tp_traverse != NULL) {
-        (void)type->tp_traverse(x->object, visit, g);
-    }
-}
-
-static void
-drain(graph *g)
-{
-    while (g->depth > 0 && !g->failed) {
-        go_into(g, g->stack[--g->depth]);
-    }
-}
-
-static int
-future_is_live(const graph *g, const waiting *w)
-{
-    if (w->future == NONE) {
-        return 1; /* not tracked: anybody may hold it */
-    }
-    const lw_node *future = &g->all.nodes[w->future];
-    if (!(future->flags & TASK)) {
-        return (future->flags & REACHED) != 0;
-    }
-    return !(future->flags & SUSPENDED) || future->flags & LIVE_TASK; /* rule 3 */
-}
-
-/* Rules 1 to 5, until nothing changes. */
-static void
-settle(graph *g)
-{
-    int changed = 1;
-    while (changed && !g->failed) {
-        changed = 0;
-        drain(g);
-        for (uint32_t i = 0; i < g->ntasks; i++) {
-            const waiting *w = &g->tasks[i];
-            lw_node *task = &g->all.nodes[w->task];
-            if (task->flags & LIVE_TASK) {
-                continue;
-            }
-            if (future_is_live(g, w) || w->coro == NONE || g->all.nodes[w->coro].flags & REACHED) {
-                task->flags = (task->flags | LIVE_TASK) & ~(uint32_t)(REACHED | UNDER_WAY);
-                reach(g, w->task, REACHED | UNDER_WAY);
-                changed = 1;
-            }
-        }
-        for (uint32_t i = 0; i < g->nweakrefs; i++) {
-            const lw_node *ref = &g->all.nodes[g->weakrefs[i]];
-            PyObject *referent = ((PyWeakReference *)ref->object)->wr_object;
-            uint32_t at = ref->flags & REACHED || referent == Py_None ? NONE : find(g, referent);
-            if (at != NONE && g->all.nodes[at].flags & REACHED) {
-                reach(g, g->weakrefs[i], REACHED);
-                changed = 1;
-            }
-        }
-    }
-}
-
-/* ---- rule 6 ----------------------------------------------------------------------------------------------------- */
-
-static int
-keep_edge(PyObject *object, void *arg)
-{
-    graph *g = arg;
-    uint32_t at = object ? find(g, object) : NONE;
-    if (at != NONE && !(g->all.nodes[at].flags & REACHED)) {
-        reach(g, at, KEPT);
-    }
-    return is_late(g);
-}
-
-static int
-may_act_when_finalized(const graph *g, PyObject *object)
-{
-    PyTypeObject *type = Py_TYPE(object);
-    int suspended = 1, running = 0;
-    if (lw_is_frame_owner(object)) {
-        return lw_frame_state(object, &suspended, &running) < 0 || suspended;
-    }
-    return (type->tp_finalize != NULL || type->tp_del != NULL) && type != g->task_type && type != g->future_type;
-}
-
-static int
-finalizable_garbage(graph *g)
-{
-    int found = 0;
-    for (uint32_t i = 0; i < g->ntasks; i++) {
-        if (!(g->all.nodes[g->tasks[i].task].flags & LIVE_TASK)) {
-            reach(g, g->tasks[i].task, KEPT);
-        }
-    }
-    while (g->depth > 0 && !g->failed) {
-        PyObject *object = g->all.nodes[g->stack[--g->depth]].object;
-        (void)Py_TYPE(object)->tp_traverse(object, keep_edge, g);
-    }
-    for (uint32_t i = 0; i < g->all.n && !g->failed; i++) {
-        if (!(g->all.nodes[i].flags & (REACHED | KEPT)) && may_act_when_finalized(g, g->all.nodes[i].object)) {
-            reach(g, i, REACHED | UNDER_WAY);
-            found = 1;
-        }
-    }
-    for (uint32_t i = 0; i < g->nweakrefs && !g->failed; i++) { /* and whose callback fires when garbage goes */
-        const lw_node *ref = &g->all.nodes[g->weakrefs[i]];
-        PyObject *referent = ((PyWeakReference *)ref->object)->wr_object;
-        uint32_t at = referent == Py_None ? NONE : find(g, referent);
-        if (ref->flags & KEPT && !(ref->flags & REACHED) && at != NONE
-            && !(g->all.nodes[at].flags & (REACHED | KEPT))) {
-            reach(g, g->weakrefs[i], REACHED);
-            found = 1;
-        }
-    }
-    return found;
-}
+#include "links.h"
+#include "reachgraph.h"
 
 /* ---- the snapshot ----------------------------------------------------------------------------------------------- */
 
@@ -303,9 +16,9 @@ getter_of(PyTypeObject *type, const char *name)
 }
 
 static void
-set_flag(graph *g, PyObject *object, uint32_t flag)
+set_flag(lw_reach *g, PyObject *object, uint32_t flag)
 {
-    uint32_t at = object ? find(g, object) : NONE;
+    uint32_t at = object ? lw_reach_node(g, object) : NONE;
     if (at != NONE) {
         g->all.nodes[at].flags |= flag;
     }
@@ -320,9 +33,9 @@ is_our_type(PyTypeObject *type)
 }
 
 static uint32_t
-flags_of_type(graph *g, PyTypeObject *type)
+flags_of_type(lw_reach *g, PyTypeObject *type)
 {
-    size_t slot = ((uintptr_t)type >> 5) & (TYPES - 1);
+    size_t slot = ((uintptr_t)type >> 5) & (LW_REACH_TYPES - 1);
     if (g->types[slot].type != type) {
         uint32_t flags = is_our_type(type) ? OURS : 0;
         if (PyType_IsSubtype(type, g->task_type)) {
@@ -363,7 +76,7 @@ note_callbacks(waiting *w, PyObject *all)
 
 /* Is this task suspended?  Then note what it waits for. */
 static void
-look_at_task(graph *g, uint32_t at)
+look_at_task(lw_reach *g, uint32_t at)
 {
     PyObject *task = g->all.nodes[at].object, *state = g->get_state(task, NULL), *future = g->get_waiter(task, NULL),
              *must_cancel = g->get_must_cancel(task, NULL), *coro = g->get_coro(task, NULL);
@@ -373,9 +86,9 @@ look_at_task(graph *g, uint32_t at)
         if (future != NULL && future != Py_None && must_cancel == Py_False) {
             waiting *w = &g->tasks[g->ntasks];
             w->task = at;
-            w->future = find(g, future);
+            w->future = lw_reach_node(g, future);
             w->future_object = future;
-            w->coro = coro ? find(g, coro) : NONE;
+            w->coro = coro ? lw_reach_node(g, coro) : NONE;
             w->coro_object = coro;
             note_callbacks(w, g->get_callbacks(task, NULL));
             g->all.nodes[at].flags = (g->all.nodes[at].flags & ~(uint32_t)LIVE_TASK) | SUSPENDED;
@@ -390,7 +103,7 @@ look_at_task(graph *g, uint32_t at)
 
 /* A loop's weak set of its async generators is a registry, too: it only closes them. */
 static void
-leave_out_generators(graph *g, PyObject *loop)
+leave_out_generators(lw_reach *g, PyObject *loop)
 {
     PyObject *set = NULL, *data = NULL;
     if (lw_type_lookup(Py_TYPE(loop), "_asyncgens") == NULL && g->str_asyncgens != NULL && g->str_data != NULL) {
@@ -404,7 +117,7 @@ leave_out_generators(graph *g, PyObject *loop)
 }
 
 static void
-free_graph(graph *g)
+free_graph(lw_reach *g)
 {
     Py_XDECREF(g->str_data);
     Py_XDECREF(g->str_asyncgens);
@@ -416,7 +129,7 @@ free_graph(graph *g)
 
 /* All nodes, what holds each from outside, and the flags.  0, also when it is late, or -1 with an exception. */
 static int
-take_snapshot(graph *g)
+take_snapshot(lw_reach *g)
 {
     size_t ntasks = 0, nweakrefs = 0;
     if (lw_graph_take(&g->all) < 0) {
@@ -430,7 +143,7 @@ take_snapshot(graph *g)
     }
     g->all.deadline = g->deadline;
     lw_graph_count(&g->all);
-    if (is_late(g)) {
+    if (lw_reach_is_late(g)) {
         return 0;
     }
     for (uint32_t i = 0; i < g->all.n; i++) {
@@ -466,34 +179,11 @@ take_snapshot(graph *g)
     return 0;
 }
 
-static int
-mark_roots(graph *g)
-{
-    uint32_t *held = PyMem_RawCalloc(g->all.n + 1, sizeof(*held));
-    if (held == NULL) {
-        return -1;
-    }
-    count_own_locals(g, held);
-    for (uint32_t i = 0; i < g->all.n; i++) {
-        const lw_node *x = &g->all.nodes[i];
-        if (x->outside != 0) { /* less than none is more edges than references: somebody's count cannot be trusted */
-            /* a running frame holds its function, too */
-            int known = (x->outside > 0 && x->outside <= (Py_ssize_t)held[i]) || PyFunction_Check(x->object);
-            reach(g, i, known || x->flags & COMMON ? REACHED : REACHED | UNDER_WAY);
-        }
-        if (x->flags & LIVE_TASK) {
-            reach(g, i, REACHED | UNDER_WAY);
-        }
-    }
-    PyMem_RawFree(held);
-    return 0;
-}
-
 /* ---- for Python ------------------------------------------------------------------------------------------------- */
 
 /* asyncio's registries of all tasks are not followed. */
 static int
-find_asyncio(graph *g, PyObject **kept, PyObject **registries)
+find_asyncio(lw_reach *g, PyObject **kept, PyObject **registries)
 {
     static const char *const names[] = {"_all_tasks", "_scheduled_tasks", "_eager_tasks"};
     PyObject *tasks = PyImport_ImportModule("asyncio.tasks"), *events = PyImport_ImportModule("asyncio.events"),
@@ -551,7 +241,7 @@ end:
 }
 
 static PyObject *
-reason(const graph *g, const waiting *w)
+reason(const lw_reach *g, const waiting *w)
 {
     const char *held = g->all.nodes[w->task].flags & REACHED
                            ? "only cancel() can end this"
@@ -568,7 +258,7 @@ reason(const graph *g, const waiting *w)
 static PyObject *
 judge(PyObject *asked, PyObject *loop, long long nanoseconds)
 {
-    graph g = {0};
+    lw_reach g = {0};
     PyObject *kept = NULL, *registries = NULL, *result = NULL;
     int was_enabled = 0;
 
@@ -595,13 +285,7 @@ judge(PyObject *asked, PyObject *loop, long long nanoseconds)
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(registries); i++) {
         set_flag(&g, PyList_GET_ITEM(registries, i), BARRIER);
     }
-    if (!g.failed && mark_roots(&g) < 0) {
-        PyErr_NoMemory();
-        goto end;
-    }
-    do {
-        settle(&g);
-    } while (!g.failed && finalizable_garbage(&g));
+    lw_reach_mark(&g);
     if (g.failed == NO_MEMORY) {
         PyErr_NoMemory();
         goto end;
