@@ -109,21 +109,31 @@ type_of(uintptr_t object)
     return type;
 }
 
-static int
-type_name_ends(uintptr_t type, const char *suffix)
+#define NAME 64
+
+/* The C string that stands AT a place: its beginning, if it is long or its end cannot be read. */
+static void
+read_name(uintptr_t at, char name[NAME])
 {
-    uintptr_t at;
-    char name[64] = {0};
-    size_t want = strlen(suffix);
-    if (lw_read_ptr(type + offsetof(PyTypeObject, tp_name), &at) < 0) {
-        return 0;
-    }
-    for (size_t i = 0; i + 8 <= sizeof(name); i += 8) { /* by words: a name may end at a page's end */
+    memset(name, 0, NAME);
+    for (size_t i = 0; i + 8 <= NAME; i += 8) { /* by words: a name may end at a page's end */
         if (lw_mem_read((const void *)(at + i), name + i, 8) < 0 || memchr(name + i, 0, 8) != NULL) {
             break;
         }
     }
-    name[sizeof(name) - 1] = 0;
+    name[NAME - 1] = 0;
+}
+
+static int
+type_name_ends(uintptr_t type, const char *suffix)
+{
+    uintptr_t at;
+    char name[NAME];
+    size_t want = strlen(suffix);
+    if (lw_read_ptr(type + offsetof(PyTypeObject, tp_name), &at) < 0) {
+        return 0;
+    }
+    read_name(at, name);
     size_t len = strlen(name);
     return len >= want && strcmp(name + len - want, suffix) == 0;
 }
@@ -170,6 +180,37 @@ name_trio_task(uintptr_t task, lw_callback *out, lw_textbuf *text)
     }
 }
 
+/* A C function: by its name, and its module's or the type's of the object that it is a method of. */
+static void
+name_c_function(uintptr_t function, uintptr_t bound, lw_callback *out, lw_textbuf *text)
+{
+    uintptr_t method, at, type = type_of(bound);
+    char name[NAME], owner[NAME] = "";
+    if (lw_read_ptr(function + offsetof(PyCFunctionObject, m_ml), &method) < 0
+        || lw_read_ptr(method + offsetof(PyMethodDef, ml_name), &at) < 0) {
+        return;
+    }
+    read_name(at, name);
+    if (type == (uintptr_t)&PyModule_Type || type == 0) {
+        uint32_t module = 0;
+        if (lw_read_ptr(function + offsetof(PyCFunctionObject, m_module), &at) == 0 && at != 0) {
+            module = lw_textbuf_str(text, at);
+        }
+        snprintf(owner, sizeof(owner), "%s", module ? text->base + module : "");
+    }
+    else if (lw_read_ptr(type + offsetof(PyTypeObject, tp_name), &at) == 0) {
+        read_name(at, owner);
+    }
+    char whole[2 * NAME];
+    snprintf(whole, sizeof(whole), "%s%s%s", owner, owner[0] ? "." : "", name);
+    for (char *c = whole; *c != 0; c++) {
+        if (*c < ' ' || *c > '~') {
+            return; /* not what it seemed to be */
+        }
+    }
+    out->callback = name[0] ? lw_textbuf_add(text, whole) : 0;
+}
+
 void
 lw_callback_names(lw_callback *out, lw_textbuf *text)
 {
@@ -205,9 +246,14 @@ lw_callback_names(lw_callback *out, lw_textbuf *text)
             }
         }
         else if (type == (uintptr_t)&PyCFunction_Type) {
-            if (lw_read_ptr(callback + offsetof(PyCFunctionObject, m_self), &next) == 0 && next != 0
-                && type_of(next) == lw_alay.task_type) {
+            if (lw_read_ptr(callback + offsetof(PyCFunctionObject, m_self), &next) < 0) {
+                return;
+            }
+            if (next != 0 && type_of(next) == lw_alay.task_type) {
                 name_task(next, out, text);
+            }
+            else {
+                name_c_function(callback, next, out, text);
             }
             return;
         }

@@ -2,8 +2,9 @@
  *
  * Read from outside, out of the locals of asyncio's `_run_once` frame: `i` of
  * `ntodo`, and the `handle` with its callback; a task's step or wake-up leads
- * on to the task, its name and its coroutine's qualified name.  Every pointer
- * is checked by type before it is believed; what is not known stays 0 or -1.
+ * on to the task, its name and its coroutine's qualified name; a C function is
+ * named after its module or its object's type.  Every pointer is checked by
+ * type before it is believed; what is not known stays 0 or -1.
  * trio's run loop has its task in a local of `unrolled_run`; its name and
  * coroutine are slots.  uvloop has no frame of its own: the task that runs is
  * looked up as asyncio.current_task() does, in the thread state (3.14 and

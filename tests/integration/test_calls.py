@@ -1,6 +1,8 @@
 """Blocking calls, told by name and duration: programs whose calls are known."""
 
 import asyncio
+import contextlib
+import functools
 import hashlib
 import threading
 import time
@@ -367,3 +369,33 @@ def test_the_default_is_a_warning(engine: Any, caplog: pytest.LogCaptureFixture)
 def test_settings_that_make_no_sense(settings: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         EventLoopMonitor(**settings)
+
+
+@pytest.mark.parametrize("wrap", [lambda function: function, functools.partial])
+def test_a_c_function_that_the_loop_calls_by_itself(engine: Any, wrap: Callable[[Any], Any]) -> None:
+    async def program() -> None:
+        asyncio.get_running_loop().call_soon(wrap(time.sleep), 0.15)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    info = one(watch(program, engine), "time.sleep")
+    assert info.is_c_call and info.file is None and info.line is None and not info.own_code
+    assert 148 <= info.duration_ms <= 150 + info.precision_ms + 20
+    assert watch(program, engine, include_paths=["orders"]) == []
+
+
+def test_a_long_method_of_an_object_that_the_loop_calls_by_itself(engine: Any) -> None:
+    numbers = list(range(400_000)) * 8
+
+    async def program() -> None:
+        asyncio.get_running_loop().call_soon(numbers.index, -1)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    async def quiet() -> None:
+        with contextlib.suppress(ValueError):
+            numbers.index(-1)
+
+    info = one(watch(program, engine, threshold_ms=10), "list.index")
+    assert info.is_c_call and info.file is None
+    assert one(watch(quiet, engine, threshold_ms=10), "index").file == __file__

@@ -1,6 +1,7 @@
 """Blocks name the task and its coroutine, on every kind of loop."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -53,6 +54,27 @@ def uvloops() -> Any:
 def test_asyncio_tasks(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(with_asyncio_tasks())
+
+
+def test_c_functions_that_the_loop_calls_by_itself_have_names() -> None:
+    class Long(list):  # type: ignore[type-arg]
+        pass
+
+    numbers = Long(range(3_000_000))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with watch() as guard:
+            await asyncio.sleep(0)
+            loop.call_soon(time.sleep, 0.1)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            loop.call_soon(functools.partial(numbers.extend, range(8_000_000)))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert {(None, "time.sleep"), (None, "Long.extend")} <= names(guard)
+
+    asyncio.run(main())
 
 
 def test_a_plain_callback_of_uvloop_has_no_task() -> None:

@@ -106,6 +106,9 @@ class _Engine:
     def _tell(self, frame: FrameType, what: Any, is_c: int, duration_ns: int, covered_ns: int) -> bool:
         if _is_poll(frame):
             return False
+        bare = _called_by_the_loop(what, frame) if is_c else None
+        if bare is not None:
+            return self._tell_bare(bare, frame, duration_ns)
         info: BlockingCallInfo | None = None
         for listener in self._listeners:
             own = not is_c and bool(frame.f_code.co_flags & _COROUTINE)
@@ -115,6 +118,15 @@ class _Engine:
                 continue
             info = _info(what if is_c else frame.f_code, frame, taken, bool(is_c), own, place)
             _core.call_guarded(listener.callback, info)
+        return info is not None
+
+    def _tell_bare(self, function: Any, frame: FrameType, taken_ns: int) -> bool:
+        """A C function that the loop called by itself took long."""
+        info: BlockingCallInfo | None = None
+        for listener in self._listeners:
+            if taken_ns >= listener.threshold_ns and not listener.paths.include:
+                info = _info(function, frame, taken_ns, True, False, None)
+                _core.call_guarded(listener.callback, info)
         return info is not None
 
 
@@ -177,6 +189,17 @@ def _called_at(frame: FrameType, paths: PathFilter, own: bool) -> FrameType | No
     return back
 
 
+def _called_by_the_loop(what: Any, frame: FrameType) -> Any:
+    """The C function that a handle had its context run, as after ``call_soon(time.sleep, 1)``; None for any other."""
+    if frame.f_code is not asyncio.Handle._run.__code__ or getattr(what, "__name__", None) != "run":
+        return None
+    callback = frame.f_locals.get("self")._callback  # type: ignore[union-attr]
+    while isinstance(callback, functools.partial):
+        callback = callback.func
+    step = isinstance(getattr(callback, "__self__", None), asyncio.Future)  # of a task: its coroutine's calls are told
+    return callback if _is_c_function(callback) and not step else None
+
+
 def _is_c_function(what: Any) -> bool:
     """Whether it is written in C itself; a class or an object whose method is Python's was told as that method."""
     if isinstance(what, type):
@@ -198,7 +221,9 @@ _C_FUNCTIONS = frozenset(
 )
 
 
-def _info(what: Any, frame: FrameType, taken_ns: int, is_c: bool, own: bool, place: FrameType) -> BlockingCallInfo:
+def _info(
+    what: Any, frame: FrameType, taken_ns: int, is_c: bool, own: bool, place: FrameType | None
+) -> BlockingCallInfo:
     stack = [
         (found.f_code.co_filename, found.f_code.co_qualname, found.f_lineno or 0, 0, -1, -1)
         for found in reversed(_called(frame))
@@ -207,8 +232,8 @@ def _info(what: Any, frame: FrameType, taken_ns: int, is_c: bool, own: bool, pla
         method_name=_c_name(what) if is_c else _python_name(what, frame),
         duration_ms=taken_ns / _MS,
         is_c_call=is_c,
-        file=place.f_code.co_filename,
-        line=place.f_lineno,
+        file=None if place is None else place.f_code.co_filename,
+        line=None if place is None else place.f_lineno,
         stack=frames_from_raw(stack),
         thread=thread_name(threading.get_native_id(), threading.get_ident()),
         task=_task_name(),

@@ -20,6 +20,7 @@ class BlockingCallInfo:
     milliseconds; ``is_c_call`` tells whether the function is written in C.
 
     ``file`` and ``line`` are where the call was made, in the innermost frame that the monitor's paths do not leave out;
+    None for a C function that the loop called by itself, as in ``call_soon(time.sleep, 1)``;
     ``stack`` is the whole stack, outermost first, from what the loop called inwards.  ``cause`` is why it took time,
     ``detail`` the same in plain English; None with the engine "exact", which does not look.  ``thread`` is the name of
     the loop's thread, ``task`` that of the asyncio task.

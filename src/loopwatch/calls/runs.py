@@ -56,10 +56,15 @@ class Run:
         return max(self.segments, key=lambda part: part["duration_ns"])
 
     def main_cause(self) -> str:
-        totals: dict[str, int] = {}
-        for part in self.segments:
-            totals[part["cause"]] = totals.get(part["cause"], 0) + part["duration_ns"]
-        return max(totals, key=lambda cause: totals[cause])
+        return main_cause(self.segments)
+
+
+def main_cause(segments: "Sequence[RawSegment]") -> str:
+    """The cause of most of their time."""
+    totals: dict[str, int] = {}
+    for part in segments:
+        totals[part["cause"]] = totals.get(part["cause"], 0) + part["duration_ns"]
+    return max(totals, key=lambda cause: totals[cause])
 
 
 def runs_of(segments: "Sequence[RawSegment]") -> Iterator[Run]:

@@ -11,7 +11,7 @@ from loopwatch.blocks import thread_name
 from loopwatch.calls import source
 from loopwatch.calls.info import ONE, ONE_OR_SEVERAL, BlockingCallInfo
 from loopwatch.calls.paths import PathFilter
-from loopwatch.calls.runs import FROM_C, Run, is_c_call, runs_of
+from loopwatch.calls.runs import FROM_C, Run, is_c_call, main_cause, runs_of
 from loopwatch.findings import Cause
 from loopwatch.stacks import frames_from_raw, is_library, is_runner, module_of
 
@@ -31,10 +31,11 @@ def calls_of(raw: "RawBlock", threshold_ns: int, paths: PathFilter, base: int) -
     told = [run for run in runs if _is_told(run, threshold_ns, paths, first[id(run.segments[0])])]
     covered = {id(part) for run in told for part in run.segments}
     own = _own_code(runs, covered, threshold_ns, paths, first)
+    bare = _by_the_loop(raw["segments"], threshold_ns, paths, first)
     thread = thread_name(raw["thread_native_id"], raw["thread_ident"])
     found = [_call_info(run, paths, first[id(run.segments[0])], thread) for run in reversed(told)]
     found += [_own_info(run, parts, first[id(parts[0])], thread) for run, parts in own]
-    return found
+    return found + [_bare_info(parts, first[id(parts[0])], thread) for parts in bare]
 
 
 def _first_depth(segment: "RawSegment", base: int) -> int:
@@ -55,6 +56,19 @@ def _is_told(run: Run, threshold_ns: int, paths: PathFilter, first: int) -> bool
     if run.duration_ns < threshold_ns * (shifts + 1):
         return False
     return is_c_call(run) and any(paths.passes(frame[0]) for frame in run.segments[0]["frames"][first:])
+
+
+def _by_the_loop(
+    segments: "Sequence[RawSegment]", threshold_ns: int, paths: PathFilter, first: dict[int, int]
+) -> "list[list[RawSegment]]":
+    """The C functions that the loop called itself, as in ``call_soon(time.sleep, 1)``: no file of the program's made
+    the call, so only a choice of files (``include_paths``) leaves them out."""
+    found: dict[tuple[object, object], list[RawSegment]] = {}
+    for part in segments:
+        alone = all(is_runner(frame[0]) for frame in part["frames"][first[id(part)] :])
+        if alone and part["callback"] and part["task"] is None and not paths.include:
+            found.setdefault((part["callback_index"], part["callback"]), []).append(part)
+    return [parts for parts in found.values() if sum(part["duration_ns"] for part in parts) >= threshold_ns]
 
 
 def _own_code(
@@ -92,10 +106,7 @@ def _call_info(run: Run, paths: PathFilter, first: int, thread: str | None) -> B
 def _own_info(run: Run, parts: "list[RawSegment]", first: int, thread: str | None) -> BlockingCallInfo:
     heaviest = max(parts, key=lambda part: part["duration_ns"])
     spent = sum(part["duration_ns"] for part in parts)
-    totals: dict[str, int] = {}
-    for part in parts:
-        totals[part["cause"]] = totals.get(part["cause"], 0) + part["duration_ns"]
-    cause = max(totals, key=lambda name: totals[name])
+    cause = main_cause(parts)
     stack = heaviest["frames"][first:]
     index = run.depth - (heaviest["omitted"] if run.depth >= len(heaviest["frames"]) else 0)
     place = heaviest["frames"][index] if 0 <= index < len(heaviest["frames"]) else run.frame
@@ -103,11 +114,20 @@ def _own_info(run: Run, parts: "list[RawSegment]", first: int, thread: str | Non
     return _info(_qualified(run.frame), spent, heaviest, place, stack, thread, cause, slack, False, None)
 
 
+def _bare_info(parts: "list[RawSegment]", first: int, thread: str | None) -> BlockingCallInfo:
+    heaviest = max(parts, key=lambda part: part["duration_ns"])
+    spent = sum(part["duration_ns"] for part in parts)
+    stack = heaviest["frames"][first:]
+    slack = max(part["slack_ns"] for part in parts)
+    name = heaviest["callback"] or "a C function"
+    return _info(name, spent, heaviest, None, stack, thread, main_cause(parts), slack, True, None)
+
+
 def _info(
     name: str,
     duration_ns: int,
     heaviest: "RawSegment",
-    place: "RawFrame",
+    place: "RawFrame | None",
     stack: "Sequence[RawFrame]",
     thread: str | None,
     cause: str,
@@ -120,14 +140,14 @@ def _info(
         method_name=name,
         duration_ms=duration_ns / _MS,
         is_c_call=is_c,
-        file=place[0],
-        line=place[2] or None,
+        file=None if place is None else place[0],
+        line=None if place is None else place[2] or None,
         stack=frames_from_raw(stack),
         cause=why,
         detail=_detail(why, heaviest),
         thread=thread,
         task=heaviest["task"],
-        own_code=run is None,
+        own_code=run is None and not is_c,
         precision_ms=precision_ns / _MS,
         calls=ONE if run is None or _is_one(run) else ONE_OR_SEVERAL,
     )
