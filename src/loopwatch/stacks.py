@@ -39,6 +39,11 @@ def frames_from_raw(raw: Iterable["RawFrame"]) -> tuple[Frame, ...]:
     return tuple(_frame(*fields) for fields in raw)
 
 
+def summary_from_raw(raw: Iterable["RawFrame"]) -> traceback.StackSummary:
+    """The same as what ``traceback`` makes of a stack: a list that can format itself."""
+    return traceback.StackSummary(frames_from_raw(raw))
+
+
 def _frame(filename: str, qualname: str, line: int, end_line: int, column: int, end_column: int) -> Frame:
     offer_source(filename)
     columns = column >= 0 and end_column >= 0 and line > 0

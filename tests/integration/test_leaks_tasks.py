@@ -423,6 +423,7 @@ def test_the_error() -> None:
     (leak,) = error.leaked_tasks
     assert error.task_count == 1
     assert [frame.name for frame in leak.current_stack][:4] == ["outer", "middle", "inner", "wait"]
+    assert "in inner" in "".join(leak.current_stack.format())  # it is a traceback.StackSummary
     text = str(error)
     assert text.startswith("Detected 1 leaked asyncio tasks\n\nLeaked Task: chained\n  ID: ")
     assert "\n  State: TaskState.RUNNING\n" in text

@@ -19,7 +19,7 @@ from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.task_findings import indented
 from loopwatch.leaks.task_scopes import Scope, Token, check_scope
 from loopwatch.loops import running_loop
-from loopwatch.stacks import format_stack, frames_from_raw, module_of, qualified_name, user_frame
+from loopwatch.stacks import format_stack, module_of, qualified_name, summary_from_raw, user_frame
 
 __all__ = ["CoroutineKind", "UnawaitedCoroutine"]
 
@@ -158,6 +158,6 @@ def _finding(coroutine: Any) -> UnawaitedCoroutine:
     origin = getattr(coroutine, "cr_origin", None)
     creation = [FrameSummary(file, line, name) for file, line, name in reversed(origin)] if origin else None
     # without _dropped and _finding themselves
-    dropped: list[FrameSummary] = list(frames_from_raw(_core.creation_here(2)))
+    dropped: list[FrameSummary] = summary_from_raw(_core.creation_here(2))
     name = str(getattr(coroutine, "__qualname__", None) or code.co_qualname)
     return UnawaitedCoroutine(name, (code.co_filename, code.co_firstlineno), creation, dropped or None)

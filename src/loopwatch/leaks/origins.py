@@ -17,7 +17,15 @@ from loopwatch import _core
 from loopwatch.findings import place_text
 from loopwatch.leaks.kinds import Leak, Session
 from loopwatch.printable import printable
-from loopwatch.stacks import Frame, format_stack, frames_from_raw, is_library, is_runner, qualified_name
+from loopwatch.stacks import (
+    Frame,
+    format_stack,
+    frames_from_raw,
+    is_library,
+    is_runner,
+    qualified_name,
+    summary_from_raw,
+)
 
 if TYPE_CHECKING:
     from loopwatch._core import Origin
@@ -101,7 +109,7 @@ def creation_of(origin: "Origin | None") -> list[FrameSummary] | None:
     """The stack of a making, from the first frame that is the program's: those outside run every program."""
     if origin is None:
         return None
-    frames: list[FrameSummary] = list(frames_from_raw(origin.frames()))
+    frames: list[FrameSummary] = summary_from_raw(origin.frames())
     while len(frames) > 1 and is_runner(frames[0].filename):
         del frames[0]
     for number in range(len(frames) - 1, 0, -1):  # what a loop called: the frames before it say how it was started

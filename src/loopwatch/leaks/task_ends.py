@@ -21,7 +21,7 @@ from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.task_findings import indented
 from loopwatch.leaks.task_scopes import BornTasks, Scope, Token, check_scope
 from loopwatch.loops import running_loop
-from loopwatch.stacks import format_stack, frames_from_raw, making_module, qualified_name, user_frame
+from loopwatch.stacks import format_stack, making_module, qualified_name, summary_from_raw, user_frame
 
 __all__ = ["DestroyedTask", "DestroyedTaskKind", "ExceptionTap", "TaskException", "TaskExceptionKind"]
 
@@ -175,7 +175,7 @@ class _DestroyedSession(_HandlerSession):
         if not isinstance(task, asyncio.Task) or task.done() or "destroyed" not in str(context.get("message")):
             return
         closed = getattr(task.get_coro(), "cr_frame", task) is None  # the garbage collector came to the coroutine first
-        stack: list[FrameSummary] = [] if closed else list(frames_from_raw(_core.await_chain(task)[0]))
+        stack: list[FrameSummary] = [] if closed else summary_from_raw(_core.await_chain(task)[0])
         leak = DestroyedTask(*_names(task), creation_stack=_creation(task), stack=stack or None)
         (self._found if self.mine(task) else self._apart).append(leak)
 
@@ -217,7 +217,7 @@ def _names(task: Any) -> tuple[str, int, str]:
 
 def _creation(task: Any) -> list[FrameSummary] | None:
     raw = _core.task_frames(task)
-    return None if raw is None else list(frames_from_raw(raw))
+    return None if raw is None else summary_from_raw(raw)
 
 
 class ExceptionListener(Protocol):

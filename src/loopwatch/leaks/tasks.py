@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from traceback import FrameSummary
+from traceback import FrameSummary, StackSummary
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from loopwatch import _core, requests
@@ -25,7 +25,7 @@ from loopwatch.leaks.task_ends import DestroyedTaskKind, TaskExceptionKind
 from loopwatch.leaks.task_findings import LeakedTask, TaskState
 from loopwatch.leaks.task_scopes import BornTasks, Scope, Token, check_scope
 from loopwatch.loops import running_loop
-from loopwatch.stacks import frames_from_raw
+from loopwatch.stacks import summary_from_raw
 from loopwatch.visits import current_task, decorated_function
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def creation_of(record: "TaskRecord | None") -> tuple[list[FrameSummary] | None,
     raw = record.frames()
     if raw is None:
         return None, _PAST_FACTORY
-    return list(frames_from_raw(raw)), None
+    return summary_from_raw(raw), None
 
 
 def task_name(task: Any) -> str:
@@ -274,9 +274,9 @@ def _waiting(task: Any) -> tuple[list[FrameSummary], str | None, str | None]:
     try:
         from loopwatch.leaks.waits import wait_of
     except ImportError:
-        return list(frames_from_raw(_core.await_chain(task)[0])), None, None
+        return summary_from_raw(_core.await_chain(task)[0]), None, None
     wait = wait_of(task)
-    return list(wait.frames), wait.text, wait.kind
+    return StackSummary(wait.frames), wait.text, wait.kind
 
 
 def with_proofs(leaks: Sequence[Any]) -> list[Leak]:

@@ -23,7 +23,7 @@ from loopwatch.leaks.suppress import Ignores, NameFilter
 from loopwatch.leaks.thread_findings import LeakedThread, LeakedThreadPool
 from loopwatch.leaks.thread_waits import clipped, doing_text, interpreters_stack
 from loopwatch.settings import DEFAULT_THREAD_NAME_FILTER
-from loopwatch.stacks import frames_from_raw
+from loopwatch.stacks import summary_from_raw
 from loopwatch.visits import decorate_bare, decorated_function
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _tasks() -> set[int]:
 
 def _whole_stack(one: _Candidate, raw: "RawDoing") -> list[FrameSummary]:
     if raw[4] is not None:
-        return list(frames_from_raw(raw[4]))
+        return summary_from_raw(raw[4])
     return interpreters_stack(one.ident) if one.ident else []
 
 
@@ -250,7 +250,7 @@ def _finding(one: _Candidate, frames: list[FrameSummary], raw: "RawDoing") -> Le
         target = module = None
         name, role = _kernels_name(one.native_id), "not started by threading" if one.id else "started by C code"
     state = "new" if one.native_id == 0 else state
-    creation = list(frames_from_raw(record.creation())) if record else []
+    creation = summary_from_raw(record.creation() if record else ())
     return LeakedThread(
         name=name,
         ident=one.ident,
