@@ -105,20 +105,24 @@ note(PyObject *object, void *arg)
         return 0;
     }
     g->nodes[g->n++].object = object;
-    return 1;
+    return !lw_graph_is_late(g);
 }
 
 int
-lw_graph_take(lw_graph *g)
+lw_graph_take(lw_graph *g, uint64_t deadline)
 {
     PyObject *list = NULL;
     memset(g, 0, sizeof(*g));
+    g->deadline = deadline;
     if (more_room(g, 1 << 16) < 0) {
         PyErr_NoMemory();
         return -1;
     }
     if (lw_visit_gc_objects(note, g, &list) < 0) {
         goto fail;
+    }
+    if (g->late && g->mask != 1) {
+        return 0;
     }
     if (g->mask == 1 || (g->n + 1024 > g->room && more_room(g, g->n + 1024) < 0) || make_table(g) < 0) {
         PyErr_NoMemory();
@@ -134,7 +138,8 @@ lw_graph_take(lw_graph *g)
             }
         }
     }
-    for (uint32_t i = 0; i < g->n; i++) { /* only now: while they were visited, somebody else held them too */
+    /* only now: while they were visited, somebody else held them too */
+    for (uint32_t i = 0; i < g->n && !lw_graph_is_late(g); i++) {
         fill(&g->nodes[i], g->nodes[i].object);
     }
     return 0;

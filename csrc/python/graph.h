@@ -39,9 +39,9 @@ typedef struct {
     uint32_t *table; /* owned */
     uint32_t n, room;
     size_t mask;
-    uint64_t deadline; /* of this thread's CPU time, set after lw_graph_take(); 0: none */
+    uint64_t deadline; /* of this thread's CPU time; 0: none */
     size_t edges;
-    int late; /* the deadline passed: what was counted or marked is not to be used */
+    int late; /* the deadline passed: what was taken, counted or marked is not to be used */
 } lw_graph;
 
 typedef struct {
@@ -81,7 +81,8 @@ lw_graph_find(const lw_graph *g, const PyObject *object)
 }
 
 int lw_graph_init(lw_graph *g, uint32_t room);             /* an empty one: 0, or -1 without exception */
-int lw_graph_take(lw_graph *g);                            /* 0, or -1 with an exception */
+/* 0, also when it is late, or -1 with an exception.  DEADLINE: of this thread's CPU time, 0 for none. */
+int lw_graph_take(lw_graph *g, uint64_t deadline);
 uint32_t lw_graph_add(lw_graph *g, PyObject *object);      /* the number it has now, or LW_NO_NODE: no memory */
 void lw_graph_count(lw_graph *g);
 void lw_graph_free(lw_graph *g);

@@ -411,7 +411,7 @@ held_by(PyObject *Py_UNUSED(module), PyObject *args)
         PyErr_NoMemory();
         goto end;
     }
-    if (lw_graph_take(&s.g) < 0) {
+    if (lw_graph_take(&s.g, 0) < 0) {
         goto end;
     }
     s.into_untracked = lw_graph_find(&s.g, s.target) == LW_NO_NODE;

@@ -132,8 +132,11 @@ static int
 take_snapshot(lw_reach *g)
 {
     size_t ntasks = 0, nweakrefs = 0;
-    if (lw_graph_take(&g->all) < 0) {
+    if (lw_graph_take(&g->all, g->deadline) < 0) {
         return -1;
+    }
+    if (lw_reach_is_late(g)) {
+        return 0;
     }
     g->room = 4096;
     g->stack = PyMem_RawMalloc(g->room * sizeof(*g->stack));
@@ -141,7 +144,6 @@ take_snapshot(lw_reach *g)
         PyErr_NoMemory();
         return -1;
     }
-    g->all.deadline = g->deadline;
     lw_graph_count(&g->all);
     if (lw_reach_is_late(g)) {
         return 0;
@@ -279,13 +281,15 @@ judge(PyObject *asked, PyObject *loop, long long nanoseconds)
     if (take_snapshot(&g) < 0) {
         goto end;
     }
-    set_flag(&g, asked, BARRIER);
-    set_flag(&g, kept, BARRIER);
-    set_flag(&g, registries, BARRIER);
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(registries); i++) {
-        set_flag(&g, PyList_GET_ITEM(registries, i), BARRIER);
+    if (!g.failed) {
+        set_flag(&g, asked, BARRIER);
+        set_flag(&g, kept, BARRIER);
+        set_flag(&g, registries, BARRIER);
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(registries); i++) {
+            set_flag(&g, PyList_GET_ITEM(registries, i), BARRIER);
+        }
+        lw_reach_mark(&g);
     }
-    lw_reach_mark(&g);
     if (g.failed == NO_MEMORY) {
         PyErr_NoMemory();
         goto end;

@@ -203,7 +203,7 @@ def test_pauses_grow_and_end_with_the_grace_period(floor: Floor, monkeypatch: py
     monkeypatch.setattr("loopwatch.leaks.guard.time.sleep", sleep)
     with pytest.raises(ToyError), guard(floor, grace=0.02):
         floor.toys.append("ball")
-    assert pauses == [0.0, 0.001, 0.002, 0.004, 0.008, 0.005]
+    assert pauses == [0.0, 0.001, 0.002, 0.004, 0.008, 0.005, 0.0]  # the last one after what was found is explained
 
 
 def test_async_waiting_lets_the_loop_run(floor: Floor) -> None:
@@ -709,3 +709,34 @@ def test_a_thousand_visits_leave_nothing(floor: Floor) -> None:
 
     asyncio.run(main())
     assert (floor.open, entered._open) == (0, [])
+
+
+def test_the_loop_runs_between_what_kinds_find_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is dear to find out stops the loop once for each kind, not for all of them in one."""
+    explained: list[str] = []
+    iterations = 0
+
+    def complete(self: ToySession, leaks: Any, search: Any) -> Any:
+        explained.append(f"after {iterations} iterations")
+        return leaks
+
+    async def main() -> None:
+        nonlocal iterations
+        floors = [Floor(), Floor()]
+
+        async def counts() -> None:
+            nonlocal iterations
+            while True:
+                iterations += 1
+                await asyncio.sleep(0)
+
+        counter = asyncio.create_task(counts())
+        with pytest.raises(LeakError):
+            async with LeakGuard("no_toys", [ToyKind(floor) for floor in floors], "raise", grace_period=0):
+                for floor in floors:
+                    floor.toys.append("ball")
+        counter.cancel()
+
+    monkeypatch.setattr(ToySession, "complete", complete)
+    asyncio.run(main())
+    assert len(explained) == 2 and explained[0] != explained[1]

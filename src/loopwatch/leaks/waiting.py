@@ -121,7 +121,9 @@ def judge(
         hurried = True
         for watched in watched_rules:
             watched.look()
-    found += _collect(watched_rules)
+    collected, interrupted = yield from _collect(watched_rules, hurried)
+    found += collected
+    hurried = interrupted
     asked = _cancel(watched_rules)
     if asked and not hurried:
         try:
@@ -173,30 +175,47 @@ def _until_clean(watched_rules: Sequence[Watched], body: BaseException | None = 
             watched.look()
 
 
-def _collect(watched_rules: Sequence[Watched]) -> list[Findings]:
-    """What the last look showed, and what was seen apart from it."""
+def _collect(watched_rules: Sequence[Watched], hurried: bool) -> Generator[float, None, tuple[list[Findings], bool]]:
+    """What the last look showed, and what was seen apart from it; and whether it is to wait no more."""
     found = []
-    for watched, (kept, leaks) in zip(
-        watched_rules, told([(one.session, one.found) for one in watched_rules]), strict=True
-    ):
+    explained, hurried = yield from _explain([(one.session, one.found) for one in watched_rules], hurried)
+    for watched, (kept, leaks) in zip(watched_rules, explained, strict=True):
         watched.found = kept
         if watched.rule.baseline is not None:
             watched.rule.baseline.note(watched.chosen)
         apart = [leak for leak in watched.session.apart() if watched.rule.selects(leak)]
         if leaks or apart:
             found.append(Findings(watched.rule, leaks, apart, watched.reason))
-    return found
+    return found, hurried
 
 
 def told(found: Sequence[tuple[Session, Sequence[Any]]]) -> list[tuple[list[Any], list[Any]]]:
     """What is to be told of each session's findings: those that no other finding tells of, and the same completed."""
+    explaining = _explain(found, hurried=True)
+    while True:
+        try:
+            next(explaining)
+        except StopIteration as end:
+            explained, _ = end.value
+            return explained  # type: ignore[no-any-return]
+
+
+def _explain(
+    found: Sequence[tuple[Session, Sequence[Any]]], hurried: bool
+) -> Generator[float, None, tuple[list[tuple[list[Any], list[Any]]], bool]]:
+    """What ``told`` gives, with the loop let run between two sessions unless it is to wait no more; and whether so."""
     search = Search()
     covered = {part for _, leaks in found for leak in leaks for part in _parts(leak)}
     kept = [[leak for leak in leaks if not covered or not _is_part(leak, covered)] for _, leaks in found]
-    return [
-        (leaks, session.complete(leaks, search) if leaks else [])
-        for (session, _), leaks in zip(found, kept, strict=True)
-    ]
+    explained: list[tuple[list[Any], list[Any]]] = []
+    for (session, _), leaks in zip(found, kept, strict=True):
+        explained.append((leaks, session.complete(leaks, search) if leaks else []))
+        if leaks and not hurried:
+            try:
+                yield 0.0
+            except WaitNoMoreError:
+                hurried = True
+    return explained, hurried
 
 
 def _parts(finding: Any) -> Collection[object]:
