@@ -4,8 +4,7 @@
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 BENCH_ARGS ?=
-# Others may take the CPU away in the middle of a measurement: what fails is tried twice more, and named (RERUN).
-PYTEST_ARGS ?= --reruns 2 --reruns-delay 1 -raR
+PYTEST_ARGS ?=
 SUITES ?=
 SUITES_ARGS ?=
 export PYTHON FUZZ_SECONDS BENCH_ARGS PYTEST_ARGS SUITES_ARGS
@@ -27,6 +26,9 @@ help:
 
 demo:
 	@tools/demo.sh
+
+# Others may take the CPU away in the middle of a measurement: what fails is tried twice more, and named (RERUN).
+test test-versions: PYTEST_ARGS := $(or $(PYTEST_ARGS),--reruns 2 --reruns-delay 1 -raR)
 
 test:
 	@tools/test.sh

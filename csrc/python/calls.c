@@ -116,10 +116,13 @@ typedef struct {
     PyObject_HEAD lw_calls *calls; /* borrowed: the thread has them for as long as it runs */
 } Hook;
 
+static PyObject *hook_call(PyObject *self, PyObject *args, PyObject *keywords);
+
 static PyTypeObject hook_type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "loopwatch._core.CallHook",
     .tp_basicsize = sizeof(Hook),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_call = hook_call,
 };
 
 static int
@@ -147,6 +150,15 @@ profile(PyObject *hook, PyFrameObject *frame, int event, PyObject *arg)
         break;
     }
     return 0;
+}
+
+/* A tool put back what sys.getprofile() had given it: called for the first event, it takes its place again. */
+static PyObject *
+hook_call(PyObject *self, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(keywords))
+{
+    int still = ((Hook *)self)->calls == here && here != NULL && here->entered && report != NULL;
+    PyEval_SetProfile(still ? profile : NULL, still ? self : NULL);
+    Py_RETURN_NONE;
 }
 
 static int

@@ -72,22 +72,38 @@ load(uintptr_t at)
     return *(const uintptr_t *)at;
 }
 
+static inline uint64_t
+mix(uint64_t hash, uintptr_t word)
+{
+    return (hash ^ word) * MIX;
+}
+
+/* For each task that is made: what does not fit is collected in the general way, from where this one stopped. */
 static void
-walk_own_frames(collector *c, int skip)
+walk_own_frames(collector *c, int skip, uint64_t *hash_out)
 {
     uintptr_t frame = load((uintptr_t)PyThreadState_Get() + lw_lay.ts_frame);
     const size_t previous = lw_lay.fr_previous, code = lw_lay.fr_code, instr = lw_lay.fr_instr, owner = lw_lay.fr_owner;
+    const signed char foreign = (signed char)lw_lay.fr_first_foreign_owner;
+    uint64_t hash = 0;
+    int n = 0;
     if (lw_lay.ts_frame_indirect) {
         frame = load(frame + lw_lay.cf_frame);
     }
+    for (; frame != 0 && n < LW_MAX_FRAMES; frame = load(frame + previous)) {
+        if (*(const signed char *)(frame + owner) >= foreign || skip-- > 0) {
+            continue;
+        }
+        c->at[n].code = (PyObject *)lw_untag(load(frame + code));
+        c->at[n].instr = load(frame + instr);
+        hash = mix(hash, c->at[n++].instr);
+    }
+    c->seen = n;
+    *hash_out = hash;
     for (; frame != 0; frame = load(frame + previous)) {
-        if (*(const signed char *)(frame + owner) >= lw_lay.fr_first_foreign_owner) {
-            continue;
+        if (*(const signed char *)(frame + owner) < foreign) {
+            collect(c, (PyObject *)lw_untag(load(frame + code)), load(frame + instr));
         }
-        if (skip-- > 0) {
-            continue;
-        }
-        collect(c, (PyObject *)lw_untag(load(frame + code)), load(frame + instr));
     }
 }
 
@@ -179,21 +195,20 @@ static int
 gather(collector *found, int skip, uint64_t *hash_out)
 {
     uint64_t hash = 0;
+    int exact = lw_layout_ok();
 
     found->seen = 0;
-    if (lw_layout_ok()) {
-        walk_own_frames(found, skip);
+    if (exact) {
+        walk_own_frames(found, skip, &hash);
     }
     else {
         walk_frame_objects(found, skip);
     }
     int n = collected(found);
-    for (int i = 0; i < n; i++) {
-        hash = (hash ^ found->at[i].instr) * MIX;
-    }
-    if (!lw_layout_ok()) {
+    if (found->seen > n || !exact) {
+        hash = 0;
         for (int i = 0; i < n; i++) { /* offsets alone say little */
-            hash = (hash ^ (uintptr_t)found->at[i].code) * MIX;
+            hash = mix(exact ? hash : mix(hash, (uintptr_t)found->at[i].code), found->at[i].instr);
         }
     }
     *hash_out = hash ^ hash >> 32;

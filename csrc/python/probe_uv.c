@@ -20,7 +20,12 @@
  * handles are unref'd, so they keep no loop alive; their memory is freed by
  * their close callbacks.  uvloop's close() fails over handles that are not its
  * own, so an instance attribute `close` takes ours away first and then calls
- * the method of the class; it is removed again with the probe. */
+ * the method of the class; it is removed again with the probe.  An instance
+ * that has a dict costs every look-up on it some ten nanoseconds, and a running
+ * loop cannot be closed: the attribute stands only while the loop is stopped or
+ * about to stop, which uv_loop_t's public field `stop_flag` tells.  Where that
+ * lies is found out by uv_stop() on a loop of our own; not found: it stands for
+ * as long as the probe. */
 #include "watch.h"
 
 #include <dlfcn.h>
@@ -45,6 +50,7 @@ static struct {
     size_t (*handle_size)(int type);
     int (*backend_timeout)(const void *loop);
     uint64_t (*now)(const void *loop);
+    size_t stop_flag; /* its offset; 0: not known */
 } uv;
 
 /* One probe: this head, then the two handles.  Owned by libuv until both are closed. */
@@ -52,6 +58,7 @@ typedef struct {
     Watch *watch; /* borrowed; NULL once detached */
     void *loop;
     int open;     /* handles not closed yet */
+    int closable; /* the attribute `close` stands */
     int skip;     /* this iteration should not wait: the check callback has nothing to do … */
     uint64_t polled; /* when the poll began */
     uint64_t time; /* … unless libuv's own clock (ms) went on since it last ran */
@@ -71,12 +78,47 @@ check_of(uv_probe *p)
     return (char *)prepare_of(p) + ALIGNED(uv.handle_size(UV_PREPARE));
 }
 
+static inline int
+may_be_closed(const uv_probe *p)
+{
+    return uv.stop_flag == 0 || *(const unsigned int *)((const char *)p->loop + uv.stop_flag) != 0;
+}
+
+/* Put the attribute `close` there, or take it away if it is still ours.  Under the GIL; no exception stays. */
+static void
+set_closable(uv_probe *p, int closable)
+{
+    PyObject *loop = Py_NewRef(p->watch->loop), *closer = Py_XNewRef(p->watch->probe), *dict = NULL;
+    p->closable = closable;
+    if (closable) {
+        (void)PyObject_SetAttrString(loop, "close", closer);
+    }
+    else {
+        dict = PyObject_GenericGetDict(loop, NULL);
+        if (dict != NULL && PyDict_GetItemString(dict, "close") == closer) {
+            (void)PyObject_SetAttrString(loop, "close", NULL);
+        }
+    }
+    PyErr_Clear();
+    Py_XDECREF(dict);
+    Py_XDECREF(closer);
+    Py_DECREF(loop);
+}
+
 static void
 on_prepare(void *handle)
 {
     uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(sizeof(uv_probe)));
     if (p->watch == NULL) {
         return;
+    }
+    if (may_be_closed(p) != p->closable) {
+        PyGILState_STATE state = PyGILState_Ensure();
+        set_closable(p, !p->closable);
+        PyGILState_Release(state);
+        if (p->watch == NULL) {
+            return;
+        }
     }
     lw_watch *w = &p->watch->w;
     uint64_t now = lw_now_ns(), busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
@@ -162,6 +204,42 @@ on_closed_check(void *handle)
     }
 }
 
+/* The offset of stop_flag: what uv_stop() changes of a loop, from all zeros to one; 0 where that is not so plain. */
+static size_t
+find_stop_flag(void *lib)
+{
+    int (*init)(void *) = NULL, (*end)(void *) = NULL;
+    void (*stop)(void *) = NULL;
+    size_t (*size_of)(void) = NULL, found = 0;
+    unsigned int *before, *after;
+    *(void **)&init = dlsym(lib, "uv_loop_init");
+    *(void **)&end = dlsym(lib, "uv_loop_close");
+    *(void **)&stop = dlsym(lib, "uv_stop");
+    *(void **)&size_of = dlsym(lib, "uv_loop_size");
+    if (!init || !end || !stop || !size_of) {
+        return 0;
+    }
+    size_t size = size_of() / sizeof(*before) * sizeof(*before);
+    after = calloc(1, size_of());
+    before = malloc(size);
+    if (after != NULL && before != NULL && init(after) == 0) {
+        int changes = 0;
+        memcpy(before, after, size);
+        stop(after);
+        for (size_t i = 0; i < size / sizeof(*before); i++) {
+            if (after[i] != before[i]) {
+                changes++;
+                found = before[i] == 0 && after[i] == 1 ? i * sizeof(*before) : 0;
+            }
+        }
+        found = changes == 1 ? found : 0;
+        (void)end(after);
+    }
+    free(before);
+    free(after);
+    return found;
+}
+
 /* Look libuv's functions up in the file of the module uvloop.loop. */
 static const char *
 find_functions(void)
@@ -199,6 +277,7 @@ find_functions(void)
         why = "uvloop's extension module does not export libuv's functions";
         goto done;
     }
+    uv.stop_flag = find_stop_flag(lib);
     uv.ready = 1; /* the handle of dlopen is kept: the module is never unloaded */
 done:
     PyErr_Clear();
@@ -265,7 +344,7 @@ int
 lw_probe_uv_attach(Watch *self)
 {
     void *loop = loop_pointer(self->loop);
-    PyObject *capsule = NULL, *closer = NULL;
+    PyObject *capsule = NULL, *closer = NULL, *running = NULL;
     uv_probe *p = NULL;
 
     if (loop == NULL || !uv.ready) {
@@ -275,7 +354,7 @@ lw_probe_uv_attach(Watch *self)
     capsule = PyCapsule_New(Py_NewRef(self), "loopwatch.watch", drop_watch);
     closer = capsule ? PyCFunction_New(&close_def, capsule) : NULL;
     p = calloc(1, ALIGNED(sizeof(*p)) + ALIGNED(uv.handle_size(UV_PREPARE)) + uv.handle_size(UV_CHECK));
-    if (closer == NULL || p == NULL || PyObject_SetAttrString(self->loop, "close", closer) < 0) {
+    if (closer == NULL || p == NULL) {
         if (!PyErr_Occurred()) {
             PyErr_NoMemory();
         }
@@ -296,6 +375,12 @@ lw_probe_uv_attach(Watch *self)
     self->uv = p;
     Py_XSETREF(self->probe, closer);
     Py_DECREF(capsule);
+    running = PyObject_CallMethod(self->loop, "is_running", NULL);
+    PyErr_Clear();
+    if (running != Py_True || may_be_closed(p)) {
+        set_closable(p, 1);
+    }
+    Py_XDECREF(running);
     return 0;
 }
 
@@ -308,16 +393,13 @@ lw_probe_uv_detach(Watch *self)
         return;
     }
     PyErr_Fetch(&type, &value, &traceback);
+    if (p->closable) {
+        set_closable(p, 0);
+    }
     self->uv = NULL;
     p->watch = NULL;
     uv.close(prepare_of(p), on_closed_prepare);
     uv.close(check_of(p), on_closed_check);
-    PyObject *dict = PyObject_GenericGetDict(self->loop, NULL);
-    if (dict != NULL && PyDict_GetItemString(dict, "close") == self->probe) {
-        PyObject_SetAttrString(self->loop, "close", NULL);
-    }
-    PyErr_Clear();
-    Py_XDECREF(dict);
     Py_CLEAR(self->probe);
     PyErr_Restore(type, value, traceback);
 }

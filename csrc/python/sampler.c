@@ -299,6 +299,7 @@ new_segment(lw_sampler *s, const lw_walk *w, int n, const lw_callback *where, lo
     seg->handle = where->handle;
     seg->task = named.task;
     seg->callback = named.callback;
+    seg->callback_is_c = named.is_c;
     seg->request = request;
     return seg;
 }

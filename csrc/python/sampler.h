@@ -80,6 +80,7 @@ typedef struct {
     uintptr_t newest, newest_instr, handle;
     int index, total;           /* callback of the iteration, -1 unknown */
     uint32_t task, callback;
+    int callback_is_c;
     long request, holder_request; /* numbers (requests.h); 0 none */
 } lw_segment;
 

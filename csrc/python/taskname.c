@@ -109,6 +109,21 @@ type_of(uintptr_t object)
     return type;
 }
 
+/* Whether a type is asyncio's C Task, or made from it. */
+static int
+is_task_type(uintptr_t type)
+{
+    for (int hops = 0; type != 0 && hops < 8; hops++) {
+        if (type == lw_alay.task_type) {
+            return 1;
+        }
+        if (lw_read_ptr(type + offsetof(PyTypeObject, tp_base), &type) < 0) {
+            return 0;
+        }
+    }
+    return 0;
+}
+
 #define NAME 64
 
 /* The C string that stands AT a place: its beginning, if it is long or its end cannot be read. */
@@ -185,6 +200,7 @@ static void
 name_c_function(uintptr_t function, uintptr_t bound, lw_callback *out, lw_textbuf *text)
 {
     uintptr_t method, at, type = type_of(bound);
+    unsigned long flags = 0;
     char name[NAME], owner[NAME] = "";
     if (lw_read_ptr(function + offsetof(PyCFunctionObject, m_ml), &method) < 0
         || lw_read_ptr(method + offsetof(PyMethodDef, ml_name), &at) < 0) {
@@ -198,8 +214,10 @@ name_c_function(uintptr_t function, uintptr_t bound, lw_callback *out, lw_textbu
         }
         snprintf(owner, sizeof(owner), "%s", module ? text->base + module : "");
     }
-    else if (lw_read_ptr(type + offsetof(PyTypeObject, tp_name), &at) == 0) {
-        read_name(at, owner);
+    else if (lw_mem_read((const void *)(type + offsetof(PyTypeObject, tp_flags)), &flags, sizeof(flags)) == 0
+             && lw_read_ptr((flags & Py_TPFLAGS_TYPE_SUBCLASS ? bound : type) + offsetof(PyTypeObject, tp_name), &at)
+                    == 0) {
+        read_name(at, owner); /* of a type's own method, such as dict.fromkeys, that type's */
     }
     char whole[2 * NAME];
     snprintf(whole, sizeof(whole), "%s%s%s", owner, owner[0] ? "." : "", name);
@@ -209,6 +227,7 @@ name_c_function(uintptr_t function, uintptr_t bound, lw_callback *out, lw_textbu
         }
     }
     out->callback = name[0] ? lw_textbuf_add(text, whole) : 0;
+    out->is_c = out->callback != 0;
 }
 
 void
@@ -220,7 +239,7 @@ lw_callback_names(lw_callback *out, lw_textbuf *text)
         if (out->named == LW_BY_TRIO_TASK) {
             name_trio_task(out->handle, out, text);
         }
-        else if (type_of(out->handle) == lw_alay.task_type) {
+        else if (is_task_type(type_of(out->handle))) {
             name_task(out->handle, out, text);
         }
         return;
@@ -249,7 +268,7 @@ lw_callback_names(lw_callback *out, lw_textbuf *text)
             if (lw_read_ptr(callback + offsetof(PyCFunctionObject, m_self), &next) < 0) {
                 return;
             }
-            if (next != 0 && type_of(next) == lw_alay.task_type) {
+            if (next != 0 && is_task_type(type_of(next))) {
                 name_task(next, out, text);
             }
             else {
@@ -258,7 +277,7 @@ lw_callback_names(lw_callback *out, lw_textbuf *text)
             return;
         }
         else if (type_name_ends(type, "TaskStepMethWrapper") || type_name_ends(type, "TaskWakeupMethWrapper")) {
-            if (lw_read_ptr(callback + sizeof(PyObject), &next) == 0 && type_of(next) == lw_alay.task_type) {
+            if (lw_read_ptr(callback + sizeof(PyObject), &next) == 0 && is_task_type(type_of(next))) {
                 name_task(next, out, text);
             }
             return;

@@ -20,6 +20,7 @@ typedef struct {
     uintptr_t handle; /* tells one callback from another: a Handle, or a task */
     enum lw_named { LW_BY_HANDLE, LW_BY_TASK, LW_BY_TRIO_TASK } named;
     uint32_t task, callback; /* offsets into the text buffer; 0 unknown */
+    int is_c; /* the callback is a C function, and no task's step */
 } lw_callback;
 
 /* All but the names: a few reads, for every sample.  LOOP: see lw_sampler. */

@@ -22,6 +22,7 @@ class RawSegment(TypedDict):
     holder_frames: list[RawFrame] | None
     task: str | None  # name of the asyncio task that ran
     callback: str | None  # what the loop called: coroutine or function, qualified
+    callback_is_c: bool  # it is a C function that the loop called by itself
     callback_index: int | None  # which of the iteration's callbacks it was, from 0
     callback_total: int | None  # how many callbacks the iteration ran
     request: int  # number of the request it, or the GIL's holder, worked for; 0 unknown

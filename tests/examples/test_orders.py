@@ -45,9 +45,23 @@ def marked_lines(kind: str) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+def runs() -> dict[int, tuple[dict[str, Any], str]]:
+    """By attempt: a test that is tried again looks at another run."""
+    return {}
+
+
+@pytest.fixture
+def run(
+    request: pytest.FixtureRequest, runs: dict[int, tuple[dict[str, Any], str]], tmp_path: Path
+) -> tuple[dict[str, Any], str]:
     """The JSON report of one run, and what it printed."""
-    report = tmp_path_factory.mktemp("orders") / "report.json"
+    attempt = getattr(request.node, "execution_count", 1)  # of pytest-rerunfailures
+    if attempt not in runs:
+        runs[attempt] = run_example(tmp_path / "report.json")
+    return runs[attempt]
+
+
+def run_example(report: Path) -> tuple[dict[str, Any], str]:
     command = [sys.executable, "-P", "-m", "loopwatch", "run", "--json", str(report), str(EXAMPLE)]
     ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=110)
     assert ended.returncode == 0, ended.stdout

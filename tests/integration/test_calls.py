@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -399,3 +400,53 @@ def test_a_long_method_of_an_object_that_the_loop_calls_by_itself(engine: Any) -
     info = one(watch(program, engine, threshold_ms=10), "list.index")
     assert info.is_c_call and info.file is None
     assert one(watch(quiet, engine, threshold_ms=10), "index").file == __file__
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="one profile function a thread: 3.11 only")
+def test_what_a_tool_saved_and_puts_back_takes_its_place_again() -> None:
+    async def program() -> None:
+        saved = sys.getprofile()
+        sys.setprofile(lambda *event: None)
+        sys.setprofile(saved)
+        await asyncio.sleep(0)
+        time.sleep(0.08)
+
+    assert one(watch(program, "exact"), "time.sleep").is_c_call
+    assert sys.getprofile() is None
+
+
+def test_calls_are_told_beside_a_monitor(engine: Any) -> None:
+    """A Monitor has callbacks run by a function of its own."""
+    from loopwatch.monitor import Monitor
+
+    async def program() -> None:
+        time.sleep(0.08)
+        asyncio.get_running_loop().call_soon(time.sleep, 0.12)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    with Monitor(interval=60):
+        found = watch(program, engine)
+    assert [info.file for info in named(found, "time.sleep")] == [__file__, None]
+
+
+def test_a_callback_of_asyncio_that_waits_is_no_c_function() -> None:
+    """``Python`` code that the loop runs on its own behalf, and callbacks that are over, are not blamed for the GIL."""
+    over = threading.Event()
+
+    def hog() -> None:
+        while not over.is_set():
+            sum(range(2_000_000))
+
+    async def program() -> None:
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        thread = threading.Thread(target=hog, name="hog")
+        thread.start()
+        for _ in range(20):
+            loop.call_soon_threadsafe(woken.set)
+            await woken.wait()
+            woken.clear()
+        over.set()
+        thread.join()
+
+    assert [str(info) for info in watch(program, "sample", threshold_ms=10) if info.file is None] == []

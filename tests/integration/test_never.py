@@ -321,6 +321,71 @@ def test_uvloop_closed_while_watched() -> None:
     assert 0.1 <= block["duration_ns"] / 1e9 < 0.2
 
 
+def test_uvloop_has_an_attribute_only_while_it_may_be_closed() -> None:
+    """One in the instance's dict would make each look-up on the loop slower."""
+    uvloop = pytest.importorskip("uvloop")
+    loop = uvloop.new_event_loop()
+    seen: list[bool] = []
+
+    def look() -> None:
+        seen.append("close" in vars(loop))
+
+    async def runs(times: int) -> None:
+        for _ in range(times):
+            await asyncio.sleep(0)
+            look()
+            await asyncio.sleep(0.001)
+            look()
+
+    async def begins() -> tuple[Any, Any]:
+        watch = _core.Watch(loop, "uv")
+        scope = watch.open_scope(50_000_000, 5_000_000)
+        await runs(3)
+        return watch, scope
+
+    watch, scope = loop.run_until_complete(begins())
+    assert seen == [False] * 6
+    for _ in range(3):
+        look()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        look()
+        seen.clear()
+        loop.run_until_complete(runs(2))
+        assert seen[1:] == [False] * 3
+        look()
+        assert seen[-1]
+    scope.close()
+    del watch, scope
+    assert "close" not in vars(loop)
+    loop.close()
+    assert loop.is_closed()
+
+
+def test_uvloop_stopped_by_an_error_of_a_callback_can_be_closed() -> None:
+    uvloop = pytest.importorskip("uvloop")
+    loop = uvloop.new_event_loop()
+    errors: list[object] = []
+    loop.set_exception_handler(lambda loop, context: errors.append(context["message"]))
+
+    def fails() -> None:
+        raise SystemExit(3)
+
+    async def begins() -> Any:
+        scope = _core.Watch(loop, "uv").open_scope(50_000_000, 5_000_000)
+        await asyncio.sleep(0)
+        return scope
+
+    scope = loop.run_until_complete(begins())
+    loop.call_soon(fails)
+    with pytest.raises(SystemExit):
+        loop.run_forever()
+    loop.close()
+    assert loop.is_closed() and errors == []
+    scope.close()
+
+
 def test_time_between_two_runs_of_a_loop_is_not_a_block() -> None:
     found: list[Any] = []
 

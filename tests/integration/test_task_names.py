@@ -72,7 +72,27 @@ def test_c_functions_that_the_loop_calls_by_itself_have_names() -> None:
             loop.call_soon(functools.partial(numbers.extend, range(8_000_000)))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-        assert {(None, "time.sleep"), (None, "Long.extend")} <= names(guard)
+            loop.call_soon(dict.fromkeys, range(6_000_000))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert {(None, "time.sleep"), (None, "Long.extend"), (None, "dict.fromkeys")} <= names(guard)
+
+
+def test_a_task_of_a_class_made_from_task_has_its_name() -> None:
+    class Special(asyncio.Task):  # type: ignore[type-arg]
+        pass
+
+    async def woken() -> None:
+        await asyncio.sleep(0.01)
+        time.sleep(0.1)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(lambda loop, coro, **more: Special(coro, loop=loop, **more))
+        async with watch() as guard:
+            await asyncio.sleep(0)
+            await asyncio.create_task(woken(), name="special")
+        found = {task for task, _ in names(guard)}
+        assert found == {"special"}, names(guard)
 
     asyncio.run(main())
 

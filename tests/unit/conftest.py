@@ -81,6 +81,7 @@ class Raw:
             "holder_frames": None,
             "task": None,
             "callback": None,
+            "callback_is_c": False,
             "callback_index": None,
             "callback_total": None,
         }

@@ -104,11 +104,11 @@ class _Engine:
         return self._tell(sys._getframe(1), what, is_c, duration_ns, covered_ns)
 
     def _tell(self, frame: FrameType, what: Any, is_c: int, duration_ns: int, covered_ns: int) -> bool:
-        if _is_poll(frame):
-            return False
         bare = _called_by_the_loop(what, frame) if is_c else None
         if bare is not None:
             return self._tell_bare(bare, frame, duration_ns)
+        if _is_poll(frame):
+            return False
         info: BlockingCallInfo | None = None
         for listener in self._listeners:
             own = not is_c and bool(frame.f_code.co_flags & _COROUTINE)
@@ -124,8 +124,9 @@ class _Engine:
         """A C function that the loop called by itself took long."""
         info: BlockingCallInfo | None = None
         for listener in self._listeners:
-            if taken_ns >= listener.threshold_ns and not listener.paths.include:
-                info = _info(function, frame, taken_ns, True, False, None)
+            place = _place(frame, listener.paths)
+            if taken_ns >= listener.threshold_ns and (place is not None or not listener.paths.include):
+                info = _info(function, frame, taken_ns, True, False, place)
                 _core.call_guarded(listener.callback, info)
         return info is not None
 
@@ -190,10 +191,15 @@ def _called_at(frame: FrameType, paths: PathFilter, own: bool) -> FrameType | No
 
 
 def _called_by_the_loop(what: Any, frame: FrameType) -> Any:
-    """The C function that a handle had its context run, as after ``call_soon(time.sleep, 1)``; None for any other."""
-    if frame.f_code is not asyncio.Handle._run.__code__ or getattr(what, "__name__", None) != "run":
+    """The C function that a handle had its context run, as after ``call_soon(time.sleep, 1)``; None for any other.
+
+    A handle runs it in a frame of its own, or in the loop's where a ``Monitor`` counts callbacks.
+    """
+    name, code = getattr(what, "__name__", None), frame.f_code
+    if (code.co_name, name) not in (("_run", "run"), ("_run_once", "_run")) or not is_runner(code.co_filename):
         return None
-    callback = frame.f_locals.get("self")._callback  # type: ignore[union-attr]
+    handle = frame.f_locals.get("self" if name == "run" else "handle")
+    callback = getattr(handle, "_callback", None)
     while isinstance(callback, functools.partial):
         callback = callback.func
     step = isinstance(getattr(callback, "__self__", None), asyncio.Future)  # of a task: its coroutine's calls are told

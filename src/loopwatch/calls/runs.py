@@ -114,7 +114,12 @@ def _c_run(before: Run | None, segment: "RawSegment", caller: Run | None, place:
 
 
 def is_c_call(run: Run) -> bool:
-    """Whether a C run was spent in C code, not waiting for the GIL.  A CPU is waited for everywhere."""
-    inside = sum(part["duration_ns"] for part in run.segments if part["cause"] in _IN_C)
-    waiting = sum(part["duration_ns"] for part in run.segments if part["cause"] == "gil")
-    return run.is_c and inside > 0 and inside >= waiting
+    """Whether a run is one of C code that was spent there."""
+    return run.is_c and spent_in_c(run.segments)
+
+
+def spent_in_c(segments: "Sequence[RawSegment]") -> bool:
+    """Whether they were spent in C code, not waiting for the GIL.  A CPU is waited for everywhere."""
+    inside = sum(part["duration_ns"] for part in segments if part["cause"] in _IN_C)
+    waiting = sum(part["duration_ns"] for part in segments if part["cause"] == "gil")
+    return inside > 0 and inside >= waiting

@@ -11,7 +11,7 @@ from loopwatch.blocks import thread_name
 from loopwatch.calls import source
 from loopwatch.calls.info import ONE, ONE_OR_SEVERAL, BlockingCallInfo
 from loopwatch.calls.paths import PathFilter
-from loopwatch.calls.runs import FROM_C, Run, is_c_call, main_cause, runs_of
+from loopwatch.calls.runs import FROM_C, Run, is_c_call, main_cause, runs_of, spent_in_c
 from loopwatch.findings import Cause
 from loopwatch.stacks import frames_from_raw, is_library, is_runner, module_of
 
@@ -31,7 +31,7 @@ def calls_of(raw: "RawBlock", threshold_ns: int, paths: PathFilter, base: int) -
     told = [run for run in runs if _is_told(run, threshold_ns, paths, first[id(run.segments[0])])]
     covered = {id(part) for run in told for part in run.segments}
     own = _own_code(runs, covered, threshold_ns, paths, first)
-    bare = _by_the_loop(raw["segments"], threshold_ns, paths, first)
+    bare = _by_the_loop(raw["segments"], covered, threshold_ns, paths, first)
     thread = thread_name(raw["thread_native_id"], raw["thread_ident"])
     found = [_call_info(run, paths, first[id(run.segments[0])], thread) for run in reversed(told)]
     found += [_own_info(run, parts, first[id(parts[0])], thread) for run, parts in own]
@@ -59,16 +59,21 @@ def _is_told(run: Run, threshold_ns: int, paths: PathFilter, first: int) -> bool
 
 
 def _by_the_loop(
-    segments: "Sequence[RawSegment]", threshold_ns: int, paths: PathFilter, first: dict[int, int]
+    segments: "Sequence[RawSegment]", covered: set[int], threshold_ns: int, paths: PathFilter, first: dict[int, int]
 ) -> "list[list[RawSegment]]":
     """The C functions that the loop called itself, as in ``call_soon(time.sleep, 1)``: no file of the program's made
     the call, so only a choice of files (``include_paths``) leaves them out."""
     found: dict[tuple[object, object], list[RawSegment]] = {}
     for part in segments:
-        alone = all(is_runner(frame[0]) for frame in part["frames"][first[id(part)] :])
-        if alone and part["callback"] and part["task"] is None and not paths.include:
+        inner = part["frames"][first[id(part)] :]
+        alone = all(frame[1].endswith("Handle._run") and is_runner(frame[0]) for frame in inner)
+        if alone and part["callback_is_c"] and id(part) not in covered and not paths.include:
             found.setdefault((part["callback_index"], part["callback"]), []).append(part)
-    return [parts for parts in found.values() if sum(part["duration_ns"] for part in parts) >= threshold_ns]
+    return [
+        parts
+        for parts in found.values()
+        if sum(part["duration_ns"] for part in parts) >= threshold_ns and spent_in_c(parts)
+    ]
 
 
 def _own_code(

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from traceback import FrameSummary
+from traceback import FrameSummary, StackSummary
 from typing import Any, ClassVar
 
 from loopwatch import _core
@@ -156,7 +156,8 @@ def _dropped(coroutine: Any) -> object:
 def _finding(coroutine: Any) -> UnawaitedCoroutine:
     code = coroutine.cr_code
     origin = getattr(coroutine, "cr_origin", None)
-    creation = [FrameSummary(file, line, name) for file, line, name in reversed(origin)] if origin else None
+    made = (FrameSummary(file, line, name) for file, line, name in reversed(origin or ()))
+    creation = StackSummary(made) or None
     # without _dropped and _finding themselves
     dropped: list[FrameSummary] = summary_from_raw(_core.creation_here(2))
     name = str(getattr(coroutine, "__qualname__", None) or code.co_qualname)

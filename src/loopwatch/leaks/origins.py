@@ -114,7 +114,7 @@ def creation_of(origin: "Origin | None") -> list[FrameSummary] | None:
         del frames[0]
     for number in range(len(frames) - 1, 0, -1):  # what a loop called: the frames before it say how it was started
         if is_runner(frames[number - 1].filename) and frames[number - 1].name in _STARTERS:
-            frames = frames[number:]
+            del frames[:number]
             break
     while len(frames) > 1 and is_runner(frames[0].filename):
         del frames[0]

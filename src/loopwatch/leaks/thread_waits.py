@@ -106,7 +106,7 @@ def clipped(frames: Sequence[FrameSummary]) -> list[FrameSummary]:
         first += 1
     while last > first and _of_threading(frames[last - 1], "start", "_adjust_thread_count", "submit"):
         last -= 1
-    return list(frames[first:last] or frames)
+    return traceback.StackSummary(frames[first:last] or frames)
 
 
 def _of_threading(frame: FrameSummary, *names: str) -> bool:
@@ -116,4 +116,4 @@ def _of_threading(frame: FrameSummary, *names: str) -> bool:
 def interpreters_stack(ident: int) -> list[FrameSummary]:
     """A thread's stack as the interpreter gives it, for where the core cannot read it."""
     frame = sys._current_frames().get(ident)
-    return [] if frame is None else list(traceback.extract_stack(frame))
+    return [] if frame is None else traceback.extract_stack(frame)

@@ -121,14 +121,13 @@ def judge(
         hurried = True
         for watched in watched_rules:
             watched.look()
-    collected, interrupted = yield from _collect(watched_rules, hurried)
-    found += collected
-    hurried = interrupted
+    found += _collect(watched_rules)
     asked = _cancel(watched_rules)
-    if asked and not hurried:
+    if found and not hurried and not isinstance(body, GeneratorExit):
         try:
-            yield 0.0
-            yield from _until_clean(asked)
+            yield 0.0  # it took time to explain what was found, and takes time to tell it
+            if asked:
+                yield from _until_clean(asked)
         except WaitNoMoreError:
             for watched in asked:
                 watched.look()
@@ -144,11 +143,13 @@ def wait_no_more(judging: Generator[float, None, None]) -> None:
 def _until_clean(watched_rules: Sequence[Watched], body: BaseException | None = None) -> Generator[float, None, None]:
     """Look until all is clean or waiting is over; yields how long to pause before each further look.
 
-    A body that was cancelled is not held up for long.
+    A body that was cancelled is not held up for long, one that is closed not at all.
     """
     began = time.monotonic()
     pause = 0.0
     longest = _CANCELLED_GRACE if is_cancellation(body) else math.inf
+    if isinstance(body, GeneratorExit):  # a coroutine that is closed must not await
+        longest = 0.0
     waiting = list(reversed(watched_rules))  # what was begun last is judged first
     waited = False
     while True:
@@ -175,47 +176,33 @@ def _until_clean(watched_rules: Sequence[Watched], body: BaseException | None = 
             watched.look()
 
 
-def _collect(watched_rules: Sequence[Watched], hurried: bool) -> Generator[float, None, tuple[list[Findings], bool]]:
-    """What the last look showed, and what was seen apart from it; and whether it is to wait no more."""
+def _collect(watched_rules: Sequence[Watched]) -> list[Findings]:
+    """What the last look showed, and what was seen apart from it."""
     found = []
-    explained, hurried = yield from _explain([(one.session, one.found) for one in watched_rules], hurried)
-    for watched, (kept, leaks) in zip(watched_rules, explained, strict=True):
+    for watched, (kept, leaks) in zip(
+        watched_rules, told([(one.session, one.found) for one in watched_rules]), strict=True
+    ):
         watched.found = kept
         if watched.rule.baseline is not None:
             watched.rule.baseline.note(watched.chosen)
         apart = [leak for leak in watched.session.apart() if watched.rule.selects(leak)]
         if leaks or apart:
             found.append(Findings(watched.rule, leaks, apart, watched.reason))
-    return found, hurried
+    return found
 
 
 def told(found: Sequence[tuple[Session, Sequence[Any]]]) -> list[tuple[list[Any], list[Any]]]:
-    """What is to be told of each session's findings: those that no other finding tells of, and the same completed."""
-    explaining = _explain(found, hurried=True)
-    while True:
-        try:
-            next(explaining)
-        except StopIteration as end:
-            explained, _ = end.value
-            return explained  # type: ignore[no-any-return]
+    """What is to be told of each session's findings: those that no other finding tells of, and the same completed.
 
-
-def _explain(
-    found: Sequence[tuple[Session, Sequence[Any]]], hurried: bool
-) -> Generator[float, None, tuple[list[tuple[list[Any], list[Any]]], bool]]:
-    """What ``told`` gives, with the loop let run between two sessions unless it is to wait no more; and whether so."""
+    In one go: what was found is explained as it is now.
+    """
     search = Search()
     covered = {part for _, leaks in found for leak in leaks for part in _parts(leak)}
     kept = [[leak for leak in leaks if not covered or not _is_part(leak, covered)] for _, leaks in found]
-    explained: list[tuple[list[Any], list[Any]]] = []
-    for (session, _), leaks in zip(found, kept, strict=True):
-        explained.append((leaks, session.complete(leaks, search) if leaks else []))
-        if leaks and not hurried:
-            try:
-                yield 0.0
-            except WaitNoMoreError:
-                hurried = True
-    return explained, hurried
+    return [
+        (leaks, session.complete(leaks, search) if leaks else [])
+        for (session, _), leaks in zip(found, kept, strict=True)
+    ]
 
 
 def _parts(finding: Any) -> Collection[object]:
