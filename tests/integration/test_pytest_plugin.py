@@ -8,7 +8,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,25 @@ def run(folder: Path, *arguments: str, suites: Sequence[str], ini: str = INI, ti
 
 
 @pytest.fixture(scope="module")
-def marked(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def runs() -> dict[tuple[str, int], Run]:
+    """By name and attempt: a test that is tried again looks at another run."""
+    return {}
+
+
+def shared(name: str, request: pytest.FixtureRequest, make: Callable[[Path], Run]) -> Run:
+    """The run of that name for this attempt of the test, made by the first that asks."""
+    key = (name, getattr(request.node, "execution_count", 1))  # of pytest-rerunfailures
+    known: dict[tuple[str, int], Run] = request.getfixturevalue("runs")
+    if key not in known:
+        known[key] = make(request.getfixturevalue("tmp_path_factory").mktemp(name))
+    return known[key]
+
+
+@pytest.fixture
+def marked(request: pytest.FixtureRequest) -> Run:
     """All suites with their markers, and nothing on the command line."""
     suites = ("asyncio", "scopes", "anyio", "trio", "unittest", "sync", "wrong")
-    return run(tmp_path_factory.mktemp("marked"), "--strict-markers", "-rA", suites=suites)
+    return shared("marked", request, lambda folder: run(folder, "--strict-markers", "-rA", suites=suites))
 
 
 PASSED, FAILED, ERROR, SKIPPED = ["passed"], ["failure"], ["error"], ["skipped"]
@@ -317,11 +332,11 @@ def test_nothing_troubled_the_plugin(marked: Run) -> None:
 AUTO_INI = INI + "asyncio_mode = auto\nfilterwarnings = error\n"
 
 
-@pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> Run:
+@pytest.fixture
+def everything(request: pytest.FixtureRequest) -> Run:
     """A suite without markers under --loopwatch, in two workers of xdist; writes a baseline."""
     arguments = ("--loopwatch", "-n2", "--loopwatch-annotations=github", "--loopwatch-baseline=known.json")
-    return run(tmp_path_factory.mktemp("everything"), *arguments, suites=("auto",), ini=AUTO_INI)
+    return shared("everything", request, lambda folder: run(folder, *arguments, suites=("auto",), ini=AUTO_INI))
 
 
 @pytest.mark.slow
