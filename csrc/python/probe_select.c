@@ -195,9 +195,15 @@ probe_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
         lw_loopstats_span(w->stats, busy, now);
     }
     if (lw_span_is_long(w, busy, now)) {
+        Py_INCREF(watch); /* who is told may take the probe away */
         lw_adopt_thread(w);
         lw_span_end(watch, busy, now);
         now = lw_now_ns();
+        int gone = self->watch != watch;
+        Py_DECREF(watch);
+        if (gone) {
+            return call_original(self, args, nargsf, kwnames);
+        }
     }
     if (ms == 0) {
         lw_mark_busy(w, now);

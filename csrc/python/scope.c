@@ -1,5 +1,6 @@
 /* scope.c: Scope, and the judge: which spans are whose blocks (see watch.h). */
 #include "watch.h"
+#include "unraisable.h"
 
 #include "../core/clock.h"
 
@@ -23,7 +24,7 @@ keep(Scope *scope, PyObject *block)
     if (scope->on_block != NULL) {
         PyObject *result = PyObject_CallOneArg(scope->on_block, block);
         if (result == NULL) {
-            PyErr_WriteUnraisable(scope->on_block);
+            lw_unraisable(scope->on_block);
         }
         Py_XDECREF(result);
         return;

@@ -33,8 +33,10 @@ lw_watch_drain(Watch *self)
 {
     uint64_t end = atomic_load(&self->w.pending_end);
     if (end != 0) {
+        Py_INCREF(self); /* who is told may close its last scope */
         lw_span_end(self, atomic_load(&self->w.pending_start), end);
         atomic_store(&self->w.pending_end, 0);
+        Py_DECREF(self);
     }
 }
 

@@ -320,6 +320,7 @@ def calls_report(function: Callable[[Any, int, int, int], bool] | None, threshol
 def calls_enter() -> None: ...  # measure the calls of this thread; RuntimeError where another profiler is (3.11)
 def calls_leave() -> None: ...
 def calls_hooks(disable: object) -> tuple[Any, Any, Any, Any]: ...  # 3.12 +: for begin, end, C begin, C end
+def calling_both(first: Callable[[Any], object], second: Callable[[Any], Any]) -> Callable[[Any], Any]: ...
 def call_guarded(callback: Callable[[Any], object], info: Any) -> None: ...  # its exceptions go to sys.unraisablehook
 def retained(starts: list[Any], limit: int) -> tuple[dict[type, tuple[int, int]], bool, bool]:
     """What would be freed if these objects went: count and bytes by type; whether cut; whether a frame of it runs."""

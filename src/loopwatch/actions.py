@@ -110,9 +110,9 @@ class Site:
 
     def warn(self, text: str) -> None:
         """Issue a ResourceWarning at this line."""
-        warnings.warn_explicit(
-            text, ResourceWarning, self.filename, self.lineno, self.module, self.registry, self.module_globals
-        )
+        # for its source, which a __main__ without a loader has none of: Python would warn of that
+        names = self.module_globals if self.module_globals.get("__spec__") is not None else None
+        warnings.warn_explicit(text, ResourceWarning, self.filename, self.lineno, self.module, self.registry, names)
 
 
 def _is_plumbing(filename: str) -> bool:

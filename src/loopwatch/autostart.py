@@ -53,6 +53,7 @@ _SETTINGS: Mapping[str, Callable[[str], Any]] = {
 }
 
 _monitor: "Monitor | None" = None
+_refused: set[str] = set()  # values that were complained of: site may read a .pth file twice
 
 
 def parse(text: str) -> dict[str, Any] | None:
@@ -100,7 +101,10 @@ def start_from_environment() -> "Monitor | None":
         _monitor = Monitor(**settings).start()
         os.register_at_fork(after_in_child=_again)
     except Exception as error:
-        _say(f"{VARIABLE}={os.environ.get(VARIABLE)!r} starts no monitor: {error}")
+        value = os.environ.get(VARIABLE, "")
+        if value not in _refused:
+            _refused.add(value)
+            _say(f"{VARIABLE}={value!r} starts no monitor: {error}")
         return None
     return _monitor
 

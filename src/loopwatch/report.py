@@ -5,7 +5,7 @@ import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
-from loopwatch.findings import EventLoopBlock, Segment
+from loopwatch.findings import Cause, EventLoopBlock, Segment
 from loopwatch.printable import printable
 from loopwatch.stacks import format_stack, is_library, is_runner, qualified_name, user_frame
 from loopwatch.summary import Place, Summary
@@ -22,7 +22,8 @@ class Terminal:
     """A file descriptor that text is written to; never raises, never buffers, colours only on a terminal.
 
     Each text goes out in one piece, so that reports of two threads do not mix.  Where the program closed the descriptor
-    (a daemon closes all of them) and has its number again for a file of its own, nothing is written.
+    (a daemon closes all of them) and has its number again for a file of its own, nothing is written there; but to
+    stderr, if that is still what this one led to.
     """
 
     def __init__(self, descriptor: int, environ: Mapping[str, str] = os.environ) -> None:
@@ -32,8 +33,12 @@ class Terminal:
 
     def write(self, text: str) -> None:
         """Write text; if it cannot be written it is lost."""
-        if self._identity is None or _identity(self.descriptor) != self._identity:
+        if self._identity is None:
             return
+        if _identity(self.descriptor) != self._identity:
+            if _identity(_STDERR) != self._identity:
+                return
+            self.descriptor = _STDERR
         data = text.encode("utf-8", "backslashreplace")
         with contextlib.suppress(OSError):
             while data:
@@ -42,6 +47,9 @@ class Terminal:
     def paint(self, style: str, text: str) -> str:
         """Colour text as ``bad``, ``place`` or ``dim``, if this terminal shows colours."""
         return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if self.colour else text
+
+
+_STDERR = 2
 
 
 def _identity(descriptor: int) -> tuple[int, int] | None:
@@ -119,17 +127,22 @@ def block_text(block: EventLoopBlock, paint: Paint = plain, process: int | None 
 
 
 def other_places(block: EventLoopBlock) -> list[tuple[Place, float, str]]:
-    """Other functions that had a tenth of the block or more, the most time first: line, seconds and cause."""
-    found: dict[tuple[str, str], list[Segment]] = {}
+    """Other places that had a tenth of the block or more, the most time first: line, seconds and cause.
+
+    Python code is one place a function, however many of its lines were met; a call is one a line.
+    """
+    found: dict[tuple[str, str, int], list[Segment]] = {}
+    own = user_frame(block.blocking_stack or ())
     for segment in block.segments:
         frame = user_frame(segment.stack)
-        if frame is not None:
-            found.setdefault((frame.filename, qualified_name(frame)), []).append(segment)
-    own = user_frame(block.blocking_stack or ())
-    if own is not None:
-        found.pop((own.filename, qualified_name(own)), None)
+        if frame is None:
+            continue
+        line = 0 if segment.cause is Cause.PYTHON else frame.lineno or 0
+        same = own is not None and (own.filename, qualified_name(own)) == (frame.filename, qualified_name(frame))
+        if not same or (line and own is not None and line != own.lineno):
+            found.setdefault((frame.filename, qualified_name(frame), line), []).append(segment)
     others = []
-    for (filename, name), segments in found.items():
+    for (filename, name, _line), segments in found.items():
         seconds = sum(segment.duration for segment in segments)
         longest = max(segments, key=lambda segment: segment.duration)
         frame = user_frame(longest.stack)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import signal
 import sys
 import threading
 import time
@@ -450,3 +451,32 @@ def test_a_callback_of_asyncio_that_waits_is_no_c_function() -> None:
         thread.join()
 
     assert [str(info) for info in watch(program, "sample", threshold_ms=10) if info.file is None] == []
+
+
+def test_ctrl_c_while_telling_is_the_programs(engine: Any) -> None:
+    def tells(info: BlockingCallInfo) -> None:
+        signal.raise_signal(signal.SIGINT)
+        for _ in range(1000):  # until the signal's handler has its turn
+            pass
+
+    async def main() -> None:
+        with event_loop_monitor_ctx(50, on_blocking_call=tells, engine=engine):
+            await asyncio.sleep(0)
+            time.sleep(0.08)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.5)
+
+    loop = asyncio.new_event_loop()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(main())
+    loop.close()
+
+
+def test_nothing_is_told_as_a_c_function_that_is_none() -> None:
+    async def program() -> None:
+        big = [str(number) for number in range(3_000_000)]
+        await asyncio.sleep(0)
+        del big
+        await asyncio.sleep(0)
+
+    assert not named(watch(program, "sample", threshold_ms=10), "big")

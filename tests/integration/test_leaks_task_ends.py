@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import pickle
+import subprocess
+import sys
 import warnings
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loopwatch import no_leaks
 from loopwatch.leaks.guard import LeakGuard
 from loopwatch.leaks.tasks import CoroutineKind, DestroyedTaskKind, TaskExceptionKind
 
@@ -147,3 +151,30 @@ def test_what_others_do_is_told_apart(kind: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         asyncio.run(main())
+
+
+def test_the_programs_own_warnings_are_of_its_own_lines() -> None:
+    async def main() -> None:
+        async with no_leaks(lambda found: None):
+            asyncio.sleep(1)  # one
+            asyncio.sleep(2)  # two
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(main())
+    own = [warning for warning in caught if "never awaited" in str(warning.message)]
+    assert [warning.filename for warning in own] == [__file__, __file__]
+    assert own[1].lineno == own[0].lineno + 1
+
+
+def test_a_guard_of_a_script_warns_of_nothing_but_the_leak(tmp_path: Path) -> None:
+    """Python 3.13 and later warn of module globals without a loader, which a script's __main__ has none of."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import asyncio\nfrom loopwatch import no_task_leaks\n"
+        "async def main():\n    async with no_task_leaks():\n        asyncio.create_task(asyncio.sleep(30))\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True, timeout=60)
+    assert "ResourceWarning: Detected 1 leaked asyncio tasks" in done.stderr, done.stderr
+    assert "DeprecationWarning" not in done.stderr

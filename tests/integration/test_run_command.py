@@ -1,6 +1,7 @@
 """``loopwatch run`` as a user meets it: what it prints, what it writes, and how it ends."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -110,3 +111,42 @@ if __name__ == "__main__":
         assert "NOT WATCHED" not in done.stderr
     else:
         assert "NOT WATCHED: processes that multiprocessing started afresh" in done.stderr
+
+
+@pytest.mark.parametrize("source", ["def f(:", "\x00", "return 1", "  x = 1\n y"])
+def test_a_program_that_does_not_compile_ends_as_python_ends_it(source: str, tmp_path: Path) -> None:
+    """From a console script: its module goes, and CPython uses that module's dict once more."""
+    script = write(tmp_path / "loopwatch", "import sys\nfrom loopwatch.commands import main\nsys.exit(main())\n")
+    (tmp_path / "app.py").write_text(source, encoding="utf-8")
+    for program in ("app.py", "-"):
+        command = [sys.executable, str(script), "run", program]
+        text = source if program == "-" else None
+        done = subprocess.run(
+            command, cwd=tmp_path, input=text, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 1, (done.returncode, done.stderr)
+        assert "Error: " in done.stderr
+
+
+def test_two_calls_in_one_function_are_both_told(tmp_path: Path) -> None:
+    app = """
+    import asyncio, subprocess, time
+
+    async def main():
+        await asyncio.sleep(0.01)
+        time.sleep(0.30)
+        subprocess.run(["sleep", "0.2"])
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    """
+    write(tmp_path / "app.py", app)
+    done = loopwatch_run("app.py", cwd=tmp_path)
+    assert re.search(r"BLOCK 0\.5\d\ds  app\.py:6 in main", done.stderr), done.stderr
+    assert re.search(r"also 0\.\d\d\ds  app\.py:7 in main: system call", done.stderr), done.stderr
+
+
+def test_reports_come_where_the_program_closed_all_but_the_standard_streams(tmp_path: Path) -> None:
+    write(tmp_path / "app.py", "import os\nos.closerange(3, 4096)\n" + BLOCK + "\nmain()\n")
+    done = loopwatch_run("--threshold", 0.05, "app.py", cwd=tmp_path)
+    assert "BLOCK 0.1" in done.stderr and "loopwatch: 1 block" in done.stderr, done.stderr

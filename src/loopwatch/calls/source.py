@@ -40,7 +40,7 @@ def call_name(frame: "RawFrame") -> str | None:
     statement = linecache.getline(frame[0], frame[2]).strip()
     if statement.startswith(("with ", "async with ")):
         return f"{_short(text)}.__enter__"
-    return _short(text)
+    return None if isinstance(node, ast.Name | ast.Constant) else _short(text)  # `del name`: no expression, no call
 
 
 def calls_by_name(frame: "RawFrame", name: str) -> bool:

@@ -104,7 +104,11 @@ def _set_first_path(entry: str, always: bool = False) -> None:
         sys.path.insert(0, entry)
 
 
+_launchers_main: list[ModuleType] = []  # CPython uses its dict, unheld, once more when the command's script is over
+
+
 def _new_main() -> ModuleType:
+    _launchers_main.append(sys.modules["__main__"])
     main = ModuleType("__main__")
     names = vars(main)
     names["__builtins__"] = builtins

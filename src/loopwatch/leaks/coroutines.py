@@ -118,39 +118,36 @@ class CoroutineSession(Session):
 _lock = threading.RLock()
 _sessions: list[CoroutineSession] = []
 _below: Callable[[Any], object] | None = None
+_hook: Callable[[Any], object] | None = None  # what stands in its place
 
 
 def _listen(session: CoroutineSession) -> None:
-    global _below
+    global _below, _hook
     with _lock:
         _sessions.append(session)
         if _below is None:
             _below = getattr(warnings, "_warn_unawaited_coroutine", None)
-            if _below is not None:
-                warnings._warn_unawaited_coroutine = _dropped  # type: ignore[attr-defined]
+            if _below is not None:  # which warns of the line that called it: ours must stand in no stack
+                _hook = _core.calling_both(_dropped, _below)
+                warnings._warn_unawaited_coroutine = _hook  # type: ignore[attr-defined]
 
 
 def _unlisten(session: CoroutineSession) -> None:
-    global _below
+    global _below, _hook
     with _lock:
         if session in _sessions:
             _sessions.remove(session)
-        if not _sessions and _below is not None and getattr(warnings, "_warn_unawaited_coroutine", None) is _dropped:
+        if not _sessions and _below is not None and getattr(warnings, "_warn_unawaited_coroutine", None) is _hook:
             warnings._warn_unawaited_coroutine = _below  # type: ignore[attr-defined]
-            _below = None
+            _below = _hook = None
 
 
-def _dropped(coroutine: Any) -> object:
-    """In the place of ``warnings._warn_unawaited_coroutine``."""
-    below = _below
-    try:
-        if _sessions:
-            leak = _finding(coroutine)
-            for session in list(_sessions):
-                session.dropped(leak)
-    except Exception:
-        pass  # the program's own warning must come, whatever becomes of ours
-    return None if below is None else below(coroutine)
+def _dropped(coroutine: Any) -> None:
+    """Called before ``warnings._warn_unawaited_coroutine``, which comes whatever becomes of this."""
+    if _sessions:
+        leak = _finding(coroutine)
+        for session in list(_sessions):
+            session.dropped(leak)
 
 
 def _finding(coroutine: Any) -> UnawaitedCoroutine:

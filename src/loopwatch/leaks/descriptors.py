@@ -18,6 +18,7 @@ from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.loopfds import descriptors_of_loops
 from loopwatch.leaks.origins import Resource, ResourceSession, creation_of, merged
 from loopwatch.printable import printable
+from loopwatch.stacks import is_own
 
 if TYPE_CHECKING:
     from loopwatch._core import Origin
@@ -117,7 +118,9 @@ class _Session(ResourceSession):
                 continue
             origin = _core.opened_at(number, device, inode)
             leak = _leak(number, mode, origin)
-            if leak is None or leak.name in _KEPT:
+            if leak is None or leak.name in _KEPT or not _is_still(number, device, inode):
+                continue
+            if leak.name.startswith("/proc/") and _is_loopwatchs(origin):
                 continue
             if self.foreign(origin):
                 self._apart.append(leak)
@@ -145,6 +148,23 @@ def _completed(leak: LeakedDescriptor, owner: Any, search: "Search") -> Leak:
         return replace(leak, unsearched=search.cut)
     holder = _holder_text(owner, search)
     return replace(leak, owner=_object_text(owner), holder=holder, unsearched=None if holder else search.cut)
+
+
+def _is_still(number: int, device: int, inode: int) -> bool:
+    """Whether a descriptor still is that file: another thread may have closed it, and its number be another's now."""
+    try:
+        status = os.fstat(number)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == (device, inode)
+
+
+def _is_loopwatchs(origin: "Origin | None") -> bool:
+    """Whether a file of /proc is what loopwatch's watchdog, or a guard in another thread, reads just now."""
+    if origin is None:  # not opened by Python code while a guard was open
+        return True
+    frames = origin.frames()
+    return bool(frames) and is_own(frames[-1][0])
 
 
 def _leak(number: int, mode: int, origin: "Origin | None") -> LeakedDescriptor | None:

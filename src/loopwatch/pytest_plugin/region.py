@@ -17,7 +17,10 @@ from typing import Any
 
 from loopwatch.actions import LeakAction
 from loopwatch.errors import LeakError
+from loopwatch.leaks.descriptors import LeakedDescriptor
+from loopwatch.leaks.effort import IN_TESTS, allow
 from loopwatch.leaks.kinds import Session
+from loopwatch.leaks.owners import Search, descriptor_types, number_of
 from loopwatch.leaks.waiting import Rule, told
 from loopwatch.loops import running_loop
 
@@ -226,6 +229,12 @@ class Region:
         """The live objects of what is left, by identity; what has none is left out."""
         found = [leak for each in self._watched for leak in each.found]
         things = {identity(leak): [getattr(leak, name, None) for name in getattr(leak, "live", ())] for leak in found}
+        numbers = {leak.fd: identity(leak) for leak in found if isinstance(leak, LeakedDescriptor)}
+        if numbers:
+            with allow(IN_TESTS):
+                owners = Search().owned_by(descriptor_types(), number_of, numbers)
+            for number, owner in owners.items():
+                things[numbers[number]] = [owner]
         return {key: known for key, thing in things.items() if (known := [one for one in thing if one is not None])}
 
     def verdict(self, keep: frozenset[object] = frozenset()) -> list[Found]:
