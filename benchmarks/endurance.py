@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,9 @@ class Run:
     def take(self, alarm: Alarm) -> None:
         self.alarms.append((time.monotonic(), alarm))
 
-    async def main(self) -> bool:
+    @contextlib.asynccontextmanager
+    async def under_load(self) -> AsyncIterator[tuple[Service, Monitor]]:
+        """A service with its clients, and a monitor that looks at it."""
         service = Service()
         server = await asyncio.start_server(service.serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
@@ -126,6 +130,15 @@ class Run:
             lag=self.options.lag,
             on_alarm=self.take,
         ) as monitor:
+            yield service, monitor
+        for client in clients:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+        await asyncio.sleep(0.3)
+        server.close()
+
+    async def main(self) -> bool:
+        async with self.under_load() as (service, monitor):
             earlier = monitor.snapshot()
             await asyncio.sleep(self.window * 1.5)
             self.quiet("warming up")
@@ -133,11 +146,6 @@ class Run:
                 await self.one_fault(service, fault)
             later = monitor.snapshot()
             overhead = later.overhead
-        for client in clients:
-            client.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
-        await asyncio.sleep(0.3)
-        server.close()
         taken = later.monotonic - earlier.monotonic
         self.say(
             f"{service.requests} requests in {taken:.0f} s; the monitor took {overhead.samples} samples and "
@@ -169,24 +177,9 @@ class Run:
         self.quiet(f"{fault} repaired")
 
     async def faultless(self) -> bool:
-        service = Service()
-        server = await asyncio.start_server(service.serve, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        clients = [asyncio.create_task(load(port)) for _ in range(CONNECTIONS)]
-        with Monitor(
-            interval=self.options.interval,
-            window=self.options.window,
-            memory="sampled",
-            lag=self.options.lag,
-            on_alarm=self.take,
-        ) as monitor:
+        async with self.under_load() as (service, monitor):
             await asyncio.sleep(self.options.faultless)
             samples = monitor.read().overhead.samples
-        for client in clients:
-            client.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
-        await asyncio.sleep(0.3)
-        server.close()
         self.say(f"without faults: {service.requests} requests, {samples} samples, {len(self.alarms)} alarms")
         self.quiet("without faults")
         return not self.wrong

@@ -6,7 +6,7 @@
 
 #include "../core/clock.h"
 #include "../core/ticks.h"
-#include "unraisable.h"
+#include "callbacks.h"
 
 #define FIRST_ROOM 256
 #define MOST_ROOM (1 << 20)
@@ -69,7 +69,7 @@ tell(lw_calls *c, PyObject *what, int is_c, uint64_t taken, uint64_t covered)
     PyObject *result = PyObject_CallFunction(function, "OiKK", what, is_c, (unsigned long long)ns,
                                              (unsigned long long)lw_ticks_ns(covered));
     if (result == NULL) {
-        lw_unraisable(function);
+        lw_callback_failed(function);
     }
     told = result == Py_True;
     Py_XDECREF(result);
@@ -350,51 +350,7 @@ calls_leave(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
     Py_RETURN_NONE;
 }
 
-/* Call CALLBACK(info).  The program that is being watched never sees its exceptions (but Ctrl-C: unraisable.h). */
-static PyObject *
-call_guarded(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    PyObject *callback, *info;
-    if (!PyArg_ParseTuple(args, "OO:call_guarded", &callback, &info)) {
-        return NULL;
-    }
-    PyObject *result = PyObject_CallOneArg(callback, info);
-    if (result == NULL) {
-        lw_unraisable(callback);
-    }
-    Py_XDECREF(result);
-    Py_RETURN_NONE;
-}
-
-/* FIRST(argument), whatever becomes of it, and then what SECOND(argument) gives. */
-static PyObject *
-call_both(PyObject *both, PyObject *argument)
-{
-    PyObject *first = PyObject_CallOneArg(PyTuple_GET_ITEM(both, 0), argument);
-    if (first == NULL) {
-        PyErr_Clear();
-    }
-    Py_XDECREF(first);
-    return PyObject_CallOneArg(PyTuple_GET_ITEM(both, 1), argument);
-}
-
-static PyMethodDef both_def = {"call_both", call_both, METH_O, NULL};
-
-/* A C function stands in no Python stack: SECOND, which may look at its caller's line, sees the one it always saw. */
-static PyObject *
-calling_both(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    if (PyTuple_GET_SIZE(args) != 2 || !PyCallable_Check(PyTuple_GET_ITEM(args, 0))
-        || !PyCallable_Check(PyTuple_GET_ITEM(args, 1))) {
-        PyErr_SetString(PyExc_TypeError, "calling_both() takes two callables");
-        return NULL;
-    }
-    return PyCFunction_New(&both_def, args);
-}
-
 static PyMethodDef methods[] = {
-    {"calling_both", calling_both, METH_VARARGS, "calling_both(first, second) -> a function of one argument"},
-    {"call_guarded", call_guarded, METH_VARARGS, "call_guarded(callback, info)"},
     {"calls_report", calls_report, METH_VARARGS, "calls_report(function, threshold_ns)"},
     {"calls_enter", calls_enter, METH_NOARGS, "Measure the calls of this thread."},
     {"calls_leave", calls_leave, METH_NOARGS, "Measure them no longer."},

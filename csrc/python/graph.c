@@ -2,9 +2,9 @@
 #include "graph.h"
 
 #include "../core/saferead.h"
-#include "links.h"
 #include "frames.h"
 #include "layout.h"
+#include "links.h"
 
 static inline uintptr_t
 load(uintptr_t at)

@@ -134,14 +134,7 @@ find_pointer(PyObject *owner, PyObject *target)
 
 static const char probe_source[] =
     "import asyncio\n"
-    "from asyncio import base_events\n"
-    "class L:\n"
-    "    def get_debug(self): return False\n"
-    "    def call_soon(self, *a, **k): pass\n"
-    "    def call_exception_handler(self, c): pass\n"
-    "    def is_running(self): return False\n"
-    "async def c(): pass\n"
-    "co = c()\n"
+    "from asyncio import base_events\n" LW_PROBE_LOOP "co = c()\n"
     "name = ''.join(['loopwatch', '-layout'])\n"
     "import contextvars\n"
     "context = contextvars.Context()\n"

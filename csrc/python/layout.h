@@ -26,6 +26,15 @@ typedef struct {
     size_t trio_name, trio_coro;
 } lw_asyncio_layout;
 
+/* Python: a loop `L`, good for making tasks that never run, and a coroutine function `c`. */
+#define LW_PROBE_LOOP \
+    "class L:\n" \
+    "    def get_debug(self): return False\n" \
+    "    def call_soon(self, *a, **k): pass\n" \
+    "    def call_exception_handler(self, c): pass\n" \
+    "    def is_running(self): return False\n" \
+    "async def c(): pass\n"
+
 extern lw_layout lw_lay;
 extern lw_asyncio_layout lw_alay;
 

@@ -13,6 +13,7 @@
 #include "allocs.h"
 #include "awaits.h"
 #include "asyncgens.h"
+#include "callbacks.h"
 #include "calls.h"
 #include "layout.h"
 #include "reach.h"
@@ -211,6 +212,7 @@ static int (*const concepts[])(PyObject *) = {
     lw_asyncgens_init,
     lw_timers_init,
     lw_requests_init,
+    lw_callbacks_init,
     lw_calls_init,
 };
 /* clang-format on */

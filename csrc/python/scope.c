@@ -1,8 +1,8 @@
 /* scope.c: Scope, and the judge: which spans are whose blocks (see watch.h). */
 #include "watch.h"
-#include "unraisable.h"
 
 #include "../core/clock.h"
+#include "callbacks.h"
 
 PyTypeObject *lw_scope_type;
 
@@ -22,11 +22,12 @@ static void
 keep(Scope *scope, PyObject *block)
 {
     if (scope->on_block != NULL) {
-        PyObject *result = PyObject_CallOneArg(scope->on_block, block);
+        PyObject *told = Py_NewRef(scope->on_block), *result = PyObject_CallOneArg(told, block);
         if (result == NULL) {
-            lw_unraisable(scope->on_block);
+            lw_callback_failed(told);
         }
         Py_XDECREF(result);
+        Py_DECREF(told);
         return;
     }
     if (PyList_GET_SIZE(scope->found) >= LW_MAX_FOUND) {

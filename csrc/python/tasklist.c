@@ -219,14 +219,7 @@ take_hook(void)
 /* ---- 3.14 and later: the thread's linked list ---- */
 
 static const char two_tasks[] =
-    "import asyncio\n"
-    "class L:\n"
-    "    def get_debug(self): return False\n"
-    "    def call_soon(self, *a, **k): pass\n"
-    "    def call_exception_handler(self, c): pass\n"
-    "    def is_running(self): return False\n"
-    "async def c(): pass\n"
-    "co, co2 = c(), c()\n"
+    "import asyncio\n" LW_PROBE_LOOP "co, co2 = c(), c()\n"
     "loop = L()\n"
     "task, task2 = asyncio.Task(co, loop=loop, name='loopwatch-1'), asyncio.Task(co2, loop=loop, name='loopwatch-2')\n"
     "task._log_destroy_pending = task2._log_destroy_pending = False\n"

@@ -135,8 +135,6 @@ def by_ensure_future(loop: Any) -> Any:
 
 def kept_method(loop: Any) -> Any:
     make = loop.create_task
-    loop.set_debug(True)
-    loop.set_debug(False)
     return make(answer(), name="by a method that was kept")
 
 

@@ -429,3 +429,8 @@ def test_unused_plugin_imports_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:pyleak", "suite_unused.py", "-q"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_descriptor_that_a_wider_fixture_holds_is_judged_with_that_fixture(tmp_path: Path) -> None:
+    done = run(tmp_path, "--loopwatch", suites=("wide",), ini=INI + "loopwatch_action = raise\n")
+    assert done.outcomes() == {"wide::test_uses_the_client": PASSED, "wide::test_forgets_a_socket": FAILED}, done.output

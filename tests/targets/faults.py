@@ -5,6 +5,7 @@ A set of causes has one member wherever the truth has one; where it has two, the
 
 from __future__ import annotations
 
+import abc
 import ctypes
 import gc
 import hashlib
@@ -145,7 +146,7 @@ def subprocess_run(seconds: str) -> object:
     return subprocess.run(["sleep", seconds], check=True)  # culprit:subprocess_run
 
 
-class Helper:
+class Helper(abc.ABC):
     """A thread that stands ready, and once the gate is released does its work."""
 
     def __init__(self, seconds: float) -> None:
@@ -158,8 +159,8 @@ class Helper:
         self.thread.start()
         self.ready.wait()
 
-    def work(self) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def work(self) -> None: ...
 
     def close(self) -> None:
         self.thread.join()

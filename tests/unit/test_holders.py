@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
 import socket
 import subprocess
 import sys
@@ -155,3 +157,28 @@ def test_what_only_cancel_can_end_is_proved() -> None:
     ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
     proved = "nothing alive holds the future it waits for: only cancel() can end this True"
     assert ran.stdout.splitlines() == [proved, proved, "None False", "None False"], ran.stderr
+
+
+def test_a_number_that_is_another_files_by_now_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the listing of descriptors and the look at one, another thread may close it, and open its own."""
+    with open("/dev/null") as file:
+        session = resources.DescriptorKind().begin()
+        with open("/dev/zero") as other:
+            (mine,) = session.look()
+            assert mine.name == "/dev/zero"
+            status = os.fstat(file.fileno())
+            stale = [(other.fileno(), status.st_mode, status.st_dev, status.st_ino)]
+            monkeypatch.setattr(_core, "descriptors_since", lambda before: stale)
+            assert session.look() == []
+        session.end()
+
+
+def test_what_the_watchdog_reads_of_proc_is_no_leak() -> None:
+    session = resources.DescriptorKind().begin()
+    libc = ctypes.CDLL(None)  # not through Python's open(), as the watchdog does it
+    number = libc.open(b"/proc/self/stat", os.O_RDONLY)
+    with open("/proc/self/stat") as left:
+        (leak,) = session.look()
+        assert leak.fd == left.fileno()
+    session.end()
+    os.close(number)
