@@ -359,6 +359,21 @@ lw_set_function_call(PyObject *function, vectorcallfunc call)
 /* Whether sys.monitoring tells of calls (3.12 and later), cheaper than a profile function: no frame object is made. */
 #define LW_HAS_MONITORING (PY_VERSION_HEX >= 0x030C0000)
 
+/* Has a C function called before DICT changes, for good; 0 where that is not to be had. */
+#if PY_VERSION_HEX < 0x030C0000
+#define LW_WATCH_DICT(dict, call) 0
+#else
+static inline int
+lw_watch_dict(PyObject *dict, PyDict_WatchCallback call)
+{
+    int id = PyDict_AddWatcher(call), watched = id >= 0 && PyDict_Watch(id, dict) == 0;
+    PyErr_Clear(); /* all taken */
+    return watched;
+}
+#define LW_WATCH_DICT(dict, call) lw_watch_dict(dict, call)
+#define LW_DICT_EVENT PyDict_WatchEvent
+#endif
+
 /* The C profile function of the calling thread, or NULL. */
 static inline Py_tracefunc
 lw_profile_function(void)
@@ -446,6 +461,41 @@ static inline int
 lw_dict_owns_keys(PyObject *dict)
 {
     return ((PyDictObject *)dict)->ma_values == NULL;
+}
+
+/* Where an instance keeps its attribute NAME, whose present value is VALUE, inside of itself (3.13 and later, until
+ * somebody asks for much of its __dict__): the place and a byte that is 1 as long as it is that attribute's.  0 where it
+ * is not so plain. */
+typedef struct {
+    PyObject **at; /* borrowed */
+    const unsigned char *valid;
+} lw_inline_attr;
+
+static inline int
+lw_find_inline_attr(PyObject *obj, PyObject *name, PyObject *value, lw_inline_attr *found)
+{
+#if PY_VERSION_HEX < 0x030D0000
+    return 0;
+#else
+    PyTypeObject *type = Py_TYPE(obj);
+    struct {
+        unsigned char capacity, size, embedded, valid;
+        PyObject *values[];
+    } *inside = (void *)((char *)obj + type->tp_basicsize);
+    int matches = 0;
+    if (!(type->tp_flags & Py_TPFLAGS_INLINE_VALUES) || inside->embedded != 1 || inside->valid != 1
+        || _PyType_Lookup(type, name) != NULL) {
+        return 0;
+    }
+    for (int i = 0; i < inside->capacity; i++) {
+        if (inside->values[i] == value) {
+            matches++;
+            found->at = &inside->values[i];
+            found->valid = &inside->valid;
+        }
+    }
+    return matches == 1;
+#endif
 }
 
 #endif

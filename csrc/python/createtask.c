@@ -8,6 +8,8 @@ typedef struct {
     PyObject *loop;     /* owned */
     lw_task_loop *home; /* owned while it stands there, else NULL */
     PyObject *keywords; /* owned, or NULL: {"loop": loop} */
+    PyObject *args;     /* owned, or NULL: a tuple for one argument, not tracked, that nobody else has */
+    lw_inline_attr factory; /* where the loop keeps its task factory; at NULL: not known */
     PyTypeObject *type; /* borrowed: the loop's, as it was last looked at */
     unsigned int tag;/* its version then; 0: not looked at */
     int plain;          /* what was found */
@@ -15,12 +17,36 @@ typedef struct {
 
 static PyTypeObject *create_task_type;
 static PyObject *tasks_dict, *base_loop; /* owned: of asyncio.tasks; BaseEventLoop */
-static PyObject *task_str, *create_str, *closed_str, *debug_str, *factory_str, *name_str, *context_str;
+static PyObject *task_str, *create_str, *closed_str, *factory_str, *name_str, *context_str;
 static PyObject *loop_names, *loop_name, *loop_context, *loop_name_context, *loop_context_name; /* owned */
-static PyObject *own[3]; /* owned: asyncio's create_task(), _check_closed(), get_debug(); NULL: they are not its own */
-static const char *const own_names[] = {"create_task", "_check_closed", "get_debug"};
+static PyObject *own[2]; /* owned: asyncio's create_task() and _check_closed(); NULL: they are not its own */
+static const char *const own_names[] = {"create_task", "_check_closed"};
 
 /* ---- making ---- */
+
+static int dict_is_watched;
+static PyObject *known_class; /* borrowed: asyncio.tasks.Task, until the module's dict changes */
+
+#ifdef LW_DICT_EVENT
+static int
+on_change(LW_DICT_EVENT event, PyObject *dict, PyObject *key, PyObject *value)
+{
+    known_class = NULL;
+    return 0;
+}
+#endif
+
+/* asyncio.tasks.Task as it is now: asyncio looks it up for each task.  Borrowed, or NULL. */
+static inline PyObject *
+task_class(void)
+{
+    if (known_class != NULL) {
+        return known_class;
+    }
+    PyObject *found = PyDict_GetItemWithError(tasks_dict, task_str);
+    known_class = dict_is_watched ? found : NULL;
+    return found;
+}
 
 /* The names of "loop" and of these keywords; an owned reference. */
 static PyObject *
@@ -51,7 +77,7 @@ PyObject *
 lw_task_make(PyObject *loop, PyObject *coro, PyObject *const *values, PyObject *kwnames)
 {
     Py_ssize_t nkw = kwnames ? PyTuple_GET_SIZE(kwnames) : 0;
-    PyObject *type = PyDict_GetItemWithError(tasks_dict, task_str); /* borrowed; anew each time, as asyncio does */
+    PyObject *type = task_class();
     PyObject *small[9], **args = small, *names = NULL, *task = NULL;
 
     if (type == NULL) {
@@ -87,16 +113,11 @@ done:
 
 /* ---- the callable ---- */
 
-/* Whether the loop's class still has asyncio's own methods. */
 static int
-is_plain(create_task *self)
+look_at_class(create_task *self, PyTypeObject *type)
 {
-    PyTypeObject *type = Py_TYPE(self->loop);
-    if (type == self->type && type->tp_version_tag == self->tag && self->tag != 0) {
-        return self->plain;
-    }
     self->plain = 1;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 2; i++) {
         PyObject *method = own[i] ? PyObject_GetAttrString((PyObject *)type, own_names[i]) : NULL;
         PyErr_Clear();
         self->plain &= method != NULL && method == own[i];
@@ -105,6 +126,15 @@ is_plain(create_task *self)
     self->type = type;
     self->tag = type->tp_version_tag;
     return self->plain;
+}
+
+/* Whether the loop's class still has asyncio's own methods. */
+static inline int
+is_plain(create_task *self)
+{
+    PyTypeObject *type = Py_TYPE(self->loop);
+    int seen = type == self->type && type->tp_version_tag == self->tag && self->tag != 0;
+    return seen ? self->plain : look_at_class(self, type);
 }
 
 static inline int
@@ -119,7 +149,7 @@ attr_is(PyObject *obj, PyObject *name, PyObject *wanted)
     return value == wanted;
 }
 
-/* Whether the loop, as it is now, makes its tasks by Task() and nothing else. */
+/* Whether the loop, as it is now, makes its tasks by Task() and nothing else; one that runs is open. */
 static int
 is_direct(create_task *self)
 {
@@ -127,9 +157,13 @@ is_direct(create_task *self)
     if (home == NULL || home->trackers == 0 || home->below != NULL || !is_plain(self)) {
         return 0;
     }
-    PyObject *factory = home->installed ? (PyObject *)home : Py_None;
-    return attr_is(self->loop, closed_str, Py_False) && attr_is(self->loop, factory_str, factory)
-           && attr_is(self->loop, debug_str, Py_False);
+    if (!lw_loop_runs_here(self->loop) && !attr_is(self->loop, closed_str, Py_False)) {
+        return 0;
+    }
+    if (self->factory.at != NULL && *self->factory.valid == 1) {
+        return *self->factory.at == (PyObject *)home;
+    }
+    return attr_is(self->loop, factory_str, home->installed ? (PyObject *)home : Py_None);
 }
 
 static int
@@ -157,26 +191,45 @@ bound(create_task *self)
     return result;
 }
 
-/* The same as lw_task_make() for asyncio's own Task and no keywords, which needs no new dict. */
+/* The same as lw_task_make() for asyncio's own Task and no keywords, which needs no new dict and no new tuple. */
 static PyObject *
 make_plain(create_task *self, PyObject *coro)
 {
-    PyObject *type = PyDict_GetItemWithError(tasks_dict, task_str), *keywords = self->keywords; /* borrowed; ours now */
-    PyObject *args = NULL, *task = NULL;
+    PyObject *type = task_class(), *keywords = self->keywords, *args = self->args; /* borrowed; ours now, both */
+    PyObject *task = NULL;
     if (type == NULL || (uintptr_t)type != lw_alay.task_type) {
         return lw_task_make(self->loop, coro, NULL, NULL);
     }
-    self->keywords = NULL;
+    self->keywords = self->args = NULL;
     if (keywords == NULL) {
         keywords = PyDict_New();
         if (keywords == NULL || PyDict_SetItemString(keywords, "loop", self->loop) < 0) {
             goto done;
         }
     }
-    args = PyTuple_Pack(1, coro);
-    task = args ? PyObject_Call(type, args, keywords) : NULL;
+    if (args != NULL) {
+        PyTuple_SET_ITEM(args, 0, Py_NewRef(coro));
+    }
+    else {
+        args = PyTuple_Pack(1, coro);
+        if (args == NULL) {
+            goto done;
+        }
+        PyObject_GC_UnTrack(args); /* nobody may come upon it with a hole in it */
+    }
+    task = ((PyTypeObject *)type)->tp_new((PyTypeObject *)type, args, keywords); /* what calling the class does */
+    if (task != NULL && Py_TYPE(task)->tp_init(task, args, keywords) < 0) {
+        Py_CLEAR(task);
+    }
+    if (Py_REFCNT(args) == 1 && self->args == NULL) {
+        PyTuple_SET_ITEM(args, 0, NULL);
+        Py_DECREF(coro);
+        self->args = args;
+        args = NULL;
+    }
     if (task != NULL && self->keywords == NULL && Py_REFCNT(keywords) == 1) {
-        self->keywords = Py_NewRef(keywords);
+        self->keywords = keywords;
+        keywords = NULL;
     }
 done:
     Py_XDECREF(args);
@@ -201,7 +254,8 @@ call_create_task(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
     lw_task_loop *home = (lw_task_loop *)Py_NewRef(self->home);
     uint64_t seq = lw_tasks_next_seq();
     task = kwnames == NULL ? make_plain(self, args[0]) : lw_task_make(self->loop, args[0], args + 1, kwnames);
-    if (task != NULL && home->trackers > 0 && lw_task_record_of(task) == NULL) {
+    if (task != NULL && home->trackers > 0
+        && (lw_task_is_unreferenced(task) || lw_task_record_of(task) == NULL)) {
         (void)lw_task_record_new(home, task, seq, 0);
     }
     Py_DECREF(home);
@@ -235,6 +289,9 @@ lw_createtask_install(lw_task_loop *home)
         goto fail;
     }
     self->home = (lw_task_loop *)Py_NewRef(home);
+    if (!home->installed || !lw_find_inline_attr(loop, factory_str, (PyObject *)home, &self->factory)) {
+        self->factory.at = NULL;
+    }
     Py_DECREF(now);
     return (PyObject *)self;
 fail:
@@ -276,6 +333,7 @@ create_task_dealloc(PyObject *op)
     PyObject_GC_UnTrack(op);
     Py_CLEAR(self->home);
     Py_CLEAR(self->keywords);
+    Py_CLEAR(self->args);
     Py_CLEAR(self->loop);
     PyObject_GC_Del(op);
     Py_DECREF(type);
@@ -332,7 +390,7 @@ static void
 find_own(void)
 {
     PyObject *end = PyUnicode_FromString("/asyncio/base_events.py");
-    for (int i = 0; i < 3 && end != NULL; i++) {
+    for (int i = 0; i < 2 && end != NULL; i++) {
         PyObject *method = PyObject_GetAttrString(base_loop, own_names[i]);
         PyErr_Clear();
         if (method != NULL && PyFunction_Check(method)) {
@@ -361,7 +419,6 @@ lw_createtask_init(PyObject *Py_UNUSED(module))
     task_str = PyUnicode_InternFromString("Task");
     create_str = PyUnicode_InternFromString("create_task");
     closed_str = PyUnicode_InternFromString("_closed");
-    debug_str = PyUnicode_InternFromString("_debug");
     factory_str = PyUnicode_InternFromString("_task_factory");
     name_str = PyUnicode_InternFromString("name");
     context_str = PyUnicode_InternFromString("context");
@@ -371,12 +428,13 @@ lw_createtask_init(PyObject *Py_UNUSED(module))
     loop_name_context = Py_BuildValue("(sss)", "loop", "name", "context");
     loop_context_name = Py_BuildValue("(sss)", "loop", "context", "name");
     create_task_type = (PyTypeObject *)PyType_FromSpec(&spec);
-    if (!base_loop || !task_str || !create_str || !closed_str || !debug_str || !factory_str || !name_str || !context_str
+    if (!base_loop || !task_str || !create_str || !closed_str || !factory_str || !name_str || !context_str
         || !loop_names || !loop_name || !loop_context || !loop_name_context || !loop_context_name
         || !create_task_type) {
         goto done;
     }
     find_own();
+    dict_is_watched = LW_WATCH_DICT(tasks_dict, on_change);
     status = 0;
 done:
     Py_XDECREF(events);

@@ -6,10 +6,11 @@
  * create_task() costs about what a bare one does.
  *
  * It does so only where the outcome is certain to be the same: the loop's class
- * has asyncio's own create_task(), _check_closed() and get_debug(), it is open,
- * not in debug mode, has no task factory but ours with nothing below, and it is called with one
- * coroutine and no keywords but `name` and `context`.  Else the class's method
- * is called, as if we were not there; that holds too for who keeps the callable
+ * has asyncio's own create_task() and _check_closed(), it is open, has no task
+ * factory but ours with nothing below, and it is called with one coroutine and
+ * no keywords but `name` and `context`.  In debug mode Task() itself remembers
+ * the stack, of which asyncio's Python method takes its own frame away: here is
+ * none to take.  Else the class's method is called, as if we were not there; that holds too for who keeps the callable
  * when nobody tracks the loop any more.  Whether the class was changed meanwhile
  * is told by its version tag.
  *

@@ -1,7 +1,9 @@
 /* creation.c: see creation.h.
  *
  * The table is an array of chains, doubled when there are more stacks than
- * chains.  Everything that can run Python code (dropping a code object) happens
+ * chains.  Most often a stack is the one that was met the last time from the
+ * same innermost places: that one is tried first, frame by frame, which needs
+ * neither a hash nor a copy.  Everything that can run Python code (dropping a code object) happens
  * after the entry has left the table, so a weakref callback that creates a task
  * finds it consistent. */
 #include "creation.h"
@@ -10,7 +12,7 @@
 #include "layout.h"
 
 #define FIRST_CHAINS 256
-#define RECENT 64 /* a power of two */
+#define RECENT 64 /* the top six bits of a hash */
 #define MIX 0x9E3779B97F4A7C15ull
 
 typedef struct {
@@ -31,7 +33,7 @@ static struct {
     size_t nchains;
     Py_ssize_t count;
     size_t bytes;
-    lw_creation *recent[RECENT]; /* owned; by hash */
+    lw_creation *recent[RECENT]; /* owned; by the innermost places */
     int keepers;
 } table;
 
@@ -76,6 +78,57 @@ static inline uint64_t
 mix(uint64_t hash, uintptr_t word)
 {
     return (hash ^ word) * MIX;
+}
+
+#define INNERMOST 3 /* a caller's, asyncio.create_task()'s and the like */
+
+/* Where a stack with these innermost places is remembered. */
+static inline lw_creation **
+recent_of(const place *at, int n)
+{
+    uint64_t hash = 0;
+    for (int i = 0; i < INNERMOST && i < n; i++) {
+        hash = mix(hash, at[i].instr);
+    }
+    return &table.recent[hash >> 58];
+}
+
+/* The stack of this thread if it is the one remembered, else NULL.  Borrowed. */
+static inline lw_creation *
+met_again(int skip)
+{
+    uintptr_t frame = load((uintptr_t)PyThreadState_Get() + lw_lay.ts_frame);
+    const size_t previous = lw_lay.fr_previous, instr = lw_lay.fr_instr, owner = lw_lay.fr_owner;
+    const signed char foreign = (signed char)lw_lay.fr_first_foreign_owner;
+    const lw_creation *c = NULL;
+    place inner[INNERMOST];
+    int n = 0;
+    if (lw_lay.ts_frame_indirect) {
+        frame = load(frame + lw_lay.cf_frame);
+    }
+    for (; frame != 0 && n < INNERMOST; frame = load(frame + previous)) {
+        if (*(const signed char *)(frame + owner) < foreign && skip-- <= 0) {
+            inner[n++].instr = load(frame + instr);
+        }
+    }
+    c = *recent_of(inner, n);
+    if (c == NULL || c->n < n || c->omitted != 0) {
+        return NULL;
+    }
+    for (int i = 0; i < n; i++) {
+        if (c->at[i].instr != inner[i].instr) {
+            return NULL;
+        }
+    }
+    for (; frame != 0; frame = load(frame + previous)) {
+        if (*(const signed char *)(frame + owner) < foreign) {
+            if (n >= c->n || c->at[n].instr != load(frame + instr)) {
+                return NULL;
+            }
+            n++;
+        }
+    }
+    return n == c->n ? (lw_creation *)c : NULL;
 }
 
 /* For each task that is made: what does not fit is collected in the general way, from where this one stopped. */
@@ -229,21 +282,20 @@ lw_creation_here(int skip)
 {
     collector found;
     uint64_t hash;
+    lw_creation *c = NULL, *old = NULL, **recent;
+    int cached = table.keepers > 0 && lw_layout_ok();
+    if (cached && (c = met_again(skip)) != NULL) {
+        c->refs++;
+        return c;
+    }
     int n = gather(&found, skip, &hash);
     if (n == 0) {
         return NULL;
     }
-    if (table.keepers == 0) {
-        return intern(&found, n, hash);
-    }
-    lw_creation **recent = &table.recent[(hash >> 8) & (RECENT - 1)], *c = *recent, *old = NULL;
-    if (c != NULL && same(c, hash, &found, n)) {
-        c->refs++;
-        return c;
-    }
     c = intern(&found, n, hash);
-    if (c != NULL) {
+    if (cached && c != NULL) {
         c->refs++;
+        recent = recent_of(c->at, n);
         old = *recent;
         *recent = c;
     }

@@ -38,6 +38,13 @@ typedef struct {
 extern lw_layout lw_lay;
 extern lw_asyncio_layout lw_alay;
 
+/* Whether LOOP is the one that runs in this thread: the thread state has it beside its task.  0 also where not known. */
+static inline int
+lw_loop_runs_here(PyObject *loop)
+{
+    return lw_alay.ts_task != 0 && ((PyObject **)((char *)PyThreadState_Get() + lw_alay.ts_task))[-1] == loop;
+}
+
 int lw_layout_init(void);            /* -1 with an exception set only on memory errors */
 int lw_layout_ok(void);
 const char *lw_layout_text(void);    /* "exact" or "fallback: why" */

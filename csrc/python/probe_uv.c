@@ -3,17 +3,22 @@
  * uvloop hands out its uv_loop_t; libuv runs "prepare" handles just before it
  * polls and "check" handles just after.  Both callbacks run on the loop's
  * thread without the GIL; only a span that is long enough for a scope takes it.
- * Where libuv will not wait (uv_backend_timeout is 0), the prepare callback
- * alone marks the border, so an iteration costs one clock reading.  That
- * function also says 0 while descriptors wait to be registered, so the check
- * callback asks libuv's own clock (milliseconds, read once a poll anyway)
- * whether time went by after all.
+ *
+ * While uvloop has callbacks to run, its idle handle is active and libuv polls
+ * without waiting: such a poll only marks the border of an iteration, and
+ * borders are all that is wanted of it.  There the clock is read where one of
+ * two cheaper ones went on since the last mark: the kernel's coarse clock in
+ * the prepare callback (a tick is 1 to 10 ms, so a long span ends exactly), and
+ * libuv's own, milliseconds that it reads once a poll anyway, in the check
+ * callback (so a span begins at most a millisecond too early).  Scopes with
+ * thresholds near a tick, and whoever counts iterations, have every border read.
  *
  * libuv runs I/O callbacks (a protocol's data_received) inside its poll, before
- * the check callback.  The same clock was read as the poll returned, so the
- * span begins there, give or take half a millisecond.  A callback that starts
- * a timer sets that clock anew: then the span begins where the watchdog met the
- * thread outside of the poll call (look.c), up to a quarter threshold later.
+ * the check callback.  Its clock was read as the poll returned, so the span
+ * begins with that millisecond, or with the poll if that is later.  A callback
+ * that starts a timer sets that clock anew: then the span begins where the
+ * watchdog met the thread outside of the poll call (look.c), up to a quarter
+ * threshold later.
  *
  * libuv's functions are looked up in uvloop's own extension module, which
  * exports them or is linked with them; sizes come from uv_handle_size.  The
@@ -36,6 +41,7 @@
 #include "loopstats.h"
 
 #define UV_CHECK 2
+#define UV_IDLE 6
 #define UV_PREPARE 9
 
 typedef void (*handle_cb)(void *handle);
@@ -48,7 +54,8 @@ static struct {
     void (*close)(void *handle, handle_cb cb);
     void (*unref)(void *handle);
     size_t (*handle_size)(int type);
-    int (*backend_timeout)(const void *loop);
+    void (*walk)(void *loop, void (*visit)(void *handle, void *arg), void *arg);
+    int (*is_active)(const void *handle);
     uint64_t (*now)(const void *loop);
     size_t stop_flag; /* its offset; 0: not known */
 } uv;
@@ -59,9 +66,12 @@ typedef struct {
     void *loop;
     int open;     /* handles not closed yet */
     int closable; /* the attribute `close` stands */
-    int skip;     /* this iteration should not wait: the check callback has nothing to do … */
-    uint64_t polled; /* when the poll began */
-    uint64_t time; /* … unless libuv's own clock (ms) went on since it last ran */
+    void *idle;   /* borrowed: uvloop's handle, which lives as long as the loop; NULL: not found */
+    int skip;     /* this iteration does not wait */
+    uint64_t polled; /* when the poll began, as far as it was read */
+    uint64_t time;   /* libuv's clock (ms) after the last poll */
+    uint64_t coarse; /* the coarse clock at the last mark */
+    uint64_t lazy;   /* from this threshold on, not every border is read */
 } uv_probe;
 
 #define ALIGNED(n) (((n) + 15) & ~(size_t)15)
@@ -105,6 +115,27 @@ set_closable(uv_probe *p, int closable)
     Py_DECREF(loop);
 }
 
+static inline uint64_t
+coarse_clock(void)
+{
+    return lw_clock_ns(CLOCK_MONOTONIC_COARSE);
+}
+
+/* Whether the span that goes on is young and nobody wants to know where this border is. */
+static inline int
+nothing_to_read(uv_probe *p, const lw_watch *w)
+{
+    if (w->stats != NULL || atomic_load_explicit(&w->min_threshold, memory_order_relaxed) < p->lazy) {
+        return 0;
+    }
+    uint64_t coarse = coarse_clock();
+    if (coarse == p->coarse) {
+        return 1;
+    }
+    p->coarse = coarse;
+    return 0;
+}
+
 static void
 on_prepare(void *handle)
 {
@@ -121,6 +152,10 @@ on_prepare(void *handle)
         }
     }
     lw_watch *w = &p->watch->w;
+    p->skip = p->idle != NULL && uv.is_active(p->idle);
+    if (p->skip && nothing_to_read(p, w)) {
+        return;
+    }
     uint64_t now = lw_now_ns(), busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
     if (w->stats != NULL) {
         lw_loopstats_span(w->stats, busy, now);
@@ -141,7 +176,6 @@ on_prepare(void *handle)
         }
     }
     p->polled = now;
-    p->skip = uv.backend_timeout(p->loop) == 0;
     if (p->skip) {
         lw_mark_busy(w, now);
     }
@@ -154,15 +188,14 @@ on_prepare(void *handle)
 static void
 begin_span(uv_probe *p, lw_watch *w, uint64_t time)
 {
-    uint64_t now = lw_now_ns(), start = time * 1000000 + 500000;
-    uint64_t busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
-    start = start < p->polled ? p->polled : start > now ? now : start;
-    if (busy != 0 && (!p->skip || now - busy > 1000000)) {
+    uint64_t start = time * 1000000, busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
+    start = start < p->polled ? p->polled : start;
+    if (busy != 0) { /* it did not wait, or the watchdog met a callback */
         const lw_sampler *seen = &w->sampler;
         lw_watch_lock(w);
         int met = p->skip ? seen->span == busy && seen->n > 0 && !lw_syscall_is_poll(seen->segs[0].syscall)
                           : atomic_load(&w->met) > 1;
-        if (busy < start && met) {
+        if (busy < start ? met : p->skip) {
             start = busy;
         }
         if (w->sampler.span == busy) { /* the samples taken meanwhile are of this span */
@@ -270,10 +303,11 @@ find_functions(void)
     *(void **)&uv.close = dlsym(lib, "uv_close");
     *(void **)&uv.unref = dlsym(lib, "uv_unref");
     *(void **)&uv.handle_size = dlsym(lib, "uv_handle_size");
-    *(void **)&uv.backend_timeout = dlsym(lib, "uv_backend_timeout");
+    *(void **)&uv.walk = dlsym(lib, "uv_walk");
+    *(void **)&uv.is_active = dlsym(lib, "uv_is_active");
     *(void **)&uv.now = dlsym(lib, "uv_now");
     if (!uv.prepare_init || !uv.prepare_start || !uv.check_init || !uv.check_start || !uv.close || !uv.unref
-        || !uv.handle_size || !uv.backend_timeout || !uv.now) {
+        || !uv.handle_size || !uv.now) {
         why = "uvloop's extension module does not export libuv's functions";
         goto done;
     }
@@ -340,6 +374,44 @@ drop_watch(PyObject *capsule)
     Py_XDECREF((PyObject *)PyCapsule_GetPointer(capsule, "loopwatch.watch"));
 }
 
+/* How every handle begins, in the words of libuv's public header. */
+typedef struct {
+    void *data;
+    void *loop;
+    int type;
+} uv_head;
+
+/* uvloop has one idle handle a loop, active while callbacks are ready; of several none would tell that. */
+typedef struct {
+    void *handle;
+    int count;
+} idle_search;
+
+static void
+visit_handle(void *handle, void *arg)
+{
+    idle_search *search = arg;
+    if (((const uv_head *)handle)->type == UV_IDLE) {
+        search->handle = handle;
+        search->count++;
+    }
+}
+
+static void
+find_idle(uv_probe *p)
+{
+    idle_search search = {NULL, 0};
+    struct timespec tick = {1, 0};
+    const uv_head *prepare = prepare_of(p), *check = check_of(p);
+    int known = prepare->type == UV_PREPARE && check->type == UV_CHECK && prepare->loop == p->loop;
+    if (known && uv.walk != NULL && uv.is_active != NULL) {
+        uv.walk(p->loop, visit_handle, &search);
+    }
+    p->idle = search.count == 1 ? search.handle : NULL;
+    (void)clock_getres(CLOCK_MONOTONIC_COARSE, &tick);
+    p->lazy = 3 * ((uint64_t)tick.tv_sec * 1000000000 + (uint64_t)tick.tv_nsec);
+}
+
 int
 lw_probe_uv_attach(Watch *self)
 {
@@ -372,6 +444,7 @@ lw_probe_uv_attach(Watch *self)
     uv.check_start(check_of(p), on_check);
     uv.unref(prepare_of(p));
     uv.unref(check_of(p));
+    find_idle(p);
     self->uv = p;
     Py_XSETREF(self->probe, closer);
     Py_DECREF(capsule);

@@ -20,7 +20,7 @@
 PyTypeObject *lw_task_factory_type;
 
 static lw_task_loop *loops; /* borrowed: those with trackers */
-static PyObject *set_factory_str, *get_factory_str; /* owned */
+static PyObject *set_factory_str, *get_factory_str, *source_str; /* owned */
 
 lw_task_loop *
 lw_task_loops(void)
@@ -38,6 +38,39 @@ lw_task_loop_of(PyObject *loop)
     return l;
 }
 
+/* In debug mode a task remembers its stack.  Without a factory, asyncio's create_task() takes its own frame off that. */
+static void
+forget_create_task(PyObject *task)
+{
+    PyObject *stack = PyObject_GetAttr(task, source_str), *last = NULL, *name = NULL;
+    Py_ssize_t n = stack != NULL && PyList_Check(stack) ? PyList_GET_SIZE(stack) : 0;
+    if (n > 0) {
+        last = Py_NewRef(PyList_GET_ITEM(stack, n - 1));
+        name = PyObject_GetAttrString(last, "name");
+        if (name != NULL && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "create_task") == 0) {
+            (void)PyList_SetSlice(stack, n - 1, n, NULL);
+        }
+    }
+    PyErr_Clear(); /* a stranger's task-like object */
+    Py_XDECREF(name);
+    Py_XDECREF(last);
+    Py_XDECREF(stack);
+}
+
+/* What the loop would do without us. */
+static PyObject *
+make(lw_task_loop *self, PyObject *const *args, size_t nargsf, PyObject *kwnames)
+{
+    if (self->below != NULL) {
+        return PyObject_Vectorcall(self->below, args, nargsf, kwnames);
+    }
+    PyObject *task = lw_task_make(args[0], args[1], args + 2, kwnames);
+    if (task != NULL) {
+        forget_create_task(task);
+    }
+    return task;
+}
+
 static PyObject *
 call_factory(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *kwnames)
 {
@@ -49,13 +82,11 @@ call_factory(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject 
                             PyVectorcall_NARGS(nargsf));
     }
     if (self->trackers == 0) {
-        return self->below ? PyObject_Vectorcall(self->below, args, nargsf, kwnames)
-                           : lw_task_make(args[0], args[1], args + 2, kwnames);
+        return make(self, args, nargsf, kwnames);
     }
     Py_INCREF(self); /* whoever is below may take us away */
     uint64_t seq = lw_tasks_next_seq();
-    task = self->below ? PyObject_Vectorcall(self->below, args, nargsf, kwnames)
-                       : lw_task_make(args[0], args[1], args + 2, kwnames);
+    task = make(self, args, nargsf, kwnames);
     if (task != NULL && self->trackers > 0 && lw_task_record_of(task) == NULL) {
         (void)lw_task_record_new(self, task, seq, 0);
     }
@@ -357,8 +388,9 @@ lw_taskfactory_init(PyObject *module)
 {
     set_factory_str = PyUnicode_InternFromString("set_task_factory");
     get_factory_str = PyUnicode_InternFromString("get_task_factory");
+    source_str = PyUnicode_InternFromString("_source_traceback");
     lw_task_factory_type = (PyTypeObject *)PyType_FromSpec(&factory_spec);
-    if (lw_createtask_init(module) < 0 || !set_factory_str || !get_factory_str || !lw_task_factory_type
+    if (lw_createtask_init(module) < 0 || !set_factory_str || !get_factory_str || !source_str || !lw_task_factory_type
         || PyModule_AddObjectRef(module, "TaskFactory", (PyObject *)lw_task_factory_type) < 0) {
         return -1;
     }

@@ -12,7 +12,8 @@ void (*lw_task_unlink_hook)(lw_task_record *record);
 
 static PyObject *died_callback; /* owned */
 static PyObject *current_task;  /* owned: asyncio's */
-static uint64_t seqs, orders;
+static uint64_t orders;
+uint64_t lw_tasks_seq;
 
 /* Where tasks that just died were created.  The garbage collector clears weak references before it runs finalizers: a
  * task that is destroyed while pending, in a cycle, has lost its record when asyncio reports it. */
@@ -32,23 +33,6 @@ bury(PyObject *task, lw_creation *creation)
     dead[i].task = task;
     dead[i].creation = creation;
     lw_creation_decref(old);
-}
-
-void
-lw_tasks_forget_dead(void)
-{
-    for (size_t i = 0; i < DEAD_KEPT; i++) {
-        lw_creation *old = dead[i].creation;
-        dead[i].task = NULL;
-        dead[i].creation = NULL;
-        lw_creation_decref(old);
-    }
-}
-
-uint64_t
-lw_tasks_next_seq(void)
-{
-    return ++seqs;
 }
 
 uint64_t
@@ -89,11 +73,8 @@ static PyObject *
 running_task(PyObject *loop)
 {
     PyObject *task = NULL;
-    if (lw_alay.ts_task != 0) { /* the thread state has it, behind the loop that runs */
-        PyObject **place = (PyObject **)((char *)PyThreadState_Get() + lw_alay.ts_task);
-        if (place[-1] == loop) {
-            return Py_XNewRef(place[0]);
-        }
+    if (lw_loop_runs_here(loop)) {
+        return Py_XNewRef(*(PyObject **)((char *)PyThreadState_Get() + lw_alay.ts_task));
     }
     if (lw_alay.current_tasks != 0) {
         task = Py_XNewRef(PyDict_GetItemWithError((PyObject *)lw_alay.current_tasks, loop));
@@ -117,32 +98,100 @@ set_parent(lw_task_record *record, PyObject *loop)
     Py_XDECREF(parent);
 }
 
+/* ---- making ---- */
+
+/* Records whose tasks are dead, to be used again: owned.  Where tasks come and go, making and freeing weak references
+ * would be most of what tracking costs. */
+#define SPARE_RECORDS 16
+static lw_task_record *spare[SPARE_RECORDS];
+static int nspare;
+
+/* Whether the dead RECORD was kept, with the reference that its loop had. */
+static int
+keep_spare(lw_task_record *record)
+{
+    if (nspare == SPARE_RECORDS || (record->flags & LW_TASK_LISTED) || record->ref.wr_callback != NULL) {
+        return 0;
+    }
+    spare[nspare++] = record;
+    return 1;
+}
+
+/* A kept record that nobody else has, emptied, or NULL. */
+static lw_task_record *
+take_spare(void)
+{
+    lw_task_record *record = NULL;
+    while (record == NULL && nspare > 0) {
+        record = spare[--nspare];
+        if (Py_REFCNT(record) != 1) { /* it is somebody else's now */
+            Py_DECREF(record);
+            record = NULL;
+        }
+    }
+    if (record != NULL) {
+        lw_creation *creation = record->creation;
+        PyObject *parent_name = record->parent_name;
+        memset((char *)record + sizeof(record->ref), 0, sizeof(*record) - sizeof(record->ref));
+        lw_creation_decref(creation);
+        Py_XDECREF(parent_name);
+    }
+    return record;
+}
+
+/* A dead record made a weak reference to TASK, or NULL.  It goes behind the one reference and the one proxy without a
+ * callback, which have the first places of a list. */
+static lw_task_record *
+spare_record(PyObject *task)
+{
+    PyWeakReference **list, *ref, *first;
+    lw_task_record *record = Py_TYPE(task)->tp_weaklistoffset == 0 ? NULL : take_spare();
+    if (record == NULL) {
+        return NULL;
+    }
+    ref = &record->ref;
+    list = (PyWeakReference **)PyObject_GET_WEAKREFS_LISTPTR(task);
+    first = *list;
+    while (first != NULL && first->wr_next != NULL && first->wr_next->wr_callback == NULL) {
+        first = first->wr_next;
+    }
+    ref->wr_object = task;
+    ref->wr_callback = Py_NewRef(died_callback);
+    ref->hash = -1;
+    ref->wr_prev = first;
+    ref->wr_next = first ? first->wr_next : NULL;
+    if (ref->wr_next != NULL) {
+        ref->wr_next->wr_prev = ref;
+    }
+    *(first ? &first->wr_next : list) = ref;
+    return record;
+}
+
+void
+lw_tasks_forget_dead(void)
+{
+    while (nspare > 0) {
+        Py_DECREF(spare[--nspare]);
+    }
+    for (size_t i = 0; i < DEAD_KEPT; i++) {
+        lw_creation *old = dead[i].creation;
+        dead[i].task = NULL;
+        dead[i].creation = NULL;
+        lw_creation_decref(old);
+    }
+}
+
 /* A weak reference of our type with our callback. */
 static lw_task_record *
 new_record(PyObject *task)
 {
-    static PyObject *spare; /* owned: the arguments, to be used again */
-    PyObject *args = spare, *record = NULL;
-    spare = NULL; /* an allocation may run the garbage collector, and that finalizers that make tasks */
-    if (args != NULL) {
-        PyTuple_SET_ITEM(args, 0, Py_NewRef(task));
-    }
-    else {
-        args = PyTuple_Pack(2, task, died_callback);
-    }
-    if (args != NULL) {
-        PyObject_GC_UnTrack(args); /* nobody may come upon it with a hole in it */
-        record = _PyWeakref_RefType.tp_new(lw_task_record_type, args, NULL);
-    }
-    if (args != NULL && Py_REFCNT(args) == 1 && spare == NULL) {
-        PyTuple_SET_ITEM(args, 0, NULL);
-        Py_DECREF(task);
-        spare = args;
-    }
-    else {
+    lw_task_record *record = spare_record(task);
+    if (record == NULL) {
+        PyObject *args = PyTuple_Pack(2, task, died_callback);
+        record = args ? (lw_task_record *)_PyWeakref_RefType.tp_new(lw_task_record_type, args, NULL) : NULL;
         Py_XDECREF(args);
     }
-    return (lw_task_record *)record;
+    return record;
 }
 
 lw_task_record *
@@ -207,7 +256,9 @@ task_died(PyObject *Py_UNUSED(self), PyObject *arg)
         bury(record->task, record->creation);
         record->task = NULL;
         take_out(record);
-        Py_DECREF(record);
+        if (!keep_spare(record)) {
+            Py_DECREF(record);
+        }
     }
     Py_DECREF(record);
     Py_RETURN_NONE;

@@ -64,8 +64,15 @@ struct lw_task_loop {
     int refused;   /* tasks that could not be recorded */
 };
 
-/* Owned by nobody's record: the one of TASK, or NULL.  Borrowed. */
+/* The record of TASK, or NULL.  Borrowed. */
 lw_task_record *lw_task_record_of(PyObject *task);
+
+/* Whether nothing refers to TASK weakly, so that it has no record. */
+static inline int
+lw_task_is_unreferenced(PyObject *task)
+{
+    return Py_TYPE(task)->tp_weaklistoffset != 0 && *PyObject_GET_WEAKREFS_LISTPTR(task) == NULL;
+}
 
 /* Calls visit(record, task, arg), newest first, for each record of HOME (NULL: of all tracked loops) made after the
  * mark SINCE (0: all); both are held meanwhile, so visit may run any Python code.  Stops where it returns nonzero, and
@@ -88,7 +95,12 @@ lw_creation *lw_tasks_creation_of(PyObject *task);
 
 /* Used by taskfactory.c and tasklist.c. */
 lw_task_record *lw_task_record_new(lw_task_loop *home, PyObject *task, uint64_t seq, uint32_t flags); /* borrowed */
-uint64_t lw_tasks_next_seq(void);
+static inline uint64_t
+lw_tasks_next_seq(void)
+{
+    extern uint64_t lw_tasks_seq; /* of the creation that began last */
+    return ++lw_tasks_seq;
+}
 void lw_tasks_forget(lw_task_loop *home); /* drop all its records */
 void lw_tasks_forget_dead(void); /* nobody tracks anything any more */
 extern PyObject *lw_scope_var; /* owned: the ContextVar that holds the scope token */

@@ -165,7 +165,8 @@ async def outcome(situation: Callable[[Any], Any]) -> tuple[object, ...]:
     except Exception as error:
         return type(error), str(error)
     name = "unnamed" if task.get_name().startswith("Task-") else task.get_name()
-    return type(task), name, await task, type(task.get_context()) if hasattr(task, "get_context") else None
+    made_at = [frame.name for frame in getattr(task, "_source_traceback", None) or []][-2:]  # in debug mode only
+    return type(task), name, await task, type(task.get_context()) if hasattr(task, "get_context") else None, made_at
 
 
 @pytest.mark.parametrize("make_loop", [asyncio.SelectorEventLoop, Loop, Closing])

@@ -69,3 +69,49 @@ def test_waiting_is_no_block() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         guard = runner.run(main())
     assert not [block for block in guard.blocks if block.cause == "syscall"]
+
+
+@pytest.mark.parametrize("before", [0.0, 0.0025, 0.0039])
+def test_blocks_after_a_busy_time(before: float) -> None:
+    """Borders that nobody read cost no accuracy: each block by itself, as long as it was."""
+
+    async def main() -> tuple[Any, list[float]]:
+        took = []
+        async with no_event_loop_blocking(action=lambda found: None, threshold=0.05) as guard:
+            for length in (0.06, 0.08, 0.06):
+                until = time.monotonic() + 0.05
+                while time.monotonic() < until:
+                    await asyncio.sleep(0)
+                    if before:
+                        time.sleep(before)
+                await asyncio.sleep(0)
+                for _ in range(2):
+                    began = time.monotonic()
+                    time.sleep(length)
+                    took.append(time.monotonic() - began)
+                    await asyncio.sleep(0)
+        return guard, took
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        guard, took = runner.run(main())
+    found = [block.duration for block in guard.blocks]
+    assert len(found) == len(took) == 6
+    assert [round(a - b, 4) for a, b in zip(found, took, strict=True) if not -0.002 <= a - b <= 0.002] == []
+
+
+def test_small_threshold_reads_every_border() -> None:
+    """Thirty short iterations in a row are not taken for one long one."""
+
+    async def main() -> tuple[Any, float]:
+        longest = 0.0
+        async with no_event_loop_blocking(action=lambda found: None, threshold=0.004) as guard:
+            for length in [0.003] * 30 + [0.007]:
+                began = time.monotonic()
+                time.sleep(length)
+                longest = max(longest, time.monotonic() - began)
+                await asyncio.sleep(0)
+        return guard, longest
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        guard, longest = runner.run(main())
+    assert max(block.duration for block in guard.blocks) == pytest.approx(longest, abs=0.002)
