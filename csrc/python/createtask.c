@@ -254,8 +254,7 @@ call_create_task(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
     lw_task_loop *home = (lw_task_loop *)Py_NewRef(self->home);
     uint64_t seq = lw_tasks_next_seq();
     task = kwnames == NULL ? make_plain(self, args[0]) : lw_task_make(self->loop, args[0], args + 1, kwnames);
-    if (task != NULL && home->trackers > 0
-        && (lw_task_is_unreferenced(task) || lw_task_record_of(task) == NULL)) {
+    if (task != NULL && home->trackers > 0 && (lw_task_is_unreferenced(task) || lw_task_record_of(task) == NULL)) {
         (void)lw_task_record_new(home, task, seq, 0);
     }
     Py_DECREF(home);

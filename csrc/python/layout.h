@@ -45,11 +45,11 @@ lw_loop_runs_here(PyObject *loop)
     return lw_alay.ts_task != 0 && ((PyObject **)((char *)PyThreadState_Get() + lw_alay.ts_task))[-1] == loop;
 }
 
-int lw_layout_init(void);            /* -1 with an exception set only on memory errors */
+int lw_layout_init(void); /* -1 with an exception set only on memory errors */
 int lw_layout_ok(void);
-const char *lw_layout_text(void);    /* "exact" or "fallback: why" */
-void lw_layout_asyncio(void);        /* once, GIL held; failures leave fields unknown */
-void lw_layout_trio(void);           /* the same */
+const char *lw_layout_text(void); /* "exact" or "fallback: why" */
+void lw_layout_asyncio(void); /* once, GIL held; failures leave fields unknown */
+void lw_layout_trio(void); /* the same */
 void lw_layout_running_task(PyObject *loop); /* the same, from the task that runs now in LOOP, until one was there */
 
 #endif
