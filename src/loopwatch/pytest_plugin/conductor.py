@@ -61,7 +61,8 @@ class Conductor:
             self._watch_end_of_loop(fixturedef, value)
             return value
         region = Region(owner_of_fixture(fixturedef, state.item), state.plan, self._bench.claims)
-        stretch, fixture = FixtureStretch(self._bench, region), OpenFixture(region)
+        fixture = OpenFixture(region)
+        stretch = FixtureStretch(self._bench, fixture)
         self._bench.fixtures.append(fixture)
         fixturedef.addfinalizer(partial(self._fixture_finished, fixture))  # the first to be added is the last to run
         before = len(getattr(fixturedef, "_finalizers", ()))
@@ -82,6 +83,8 @@ class Conductor:
         added = len(getattr(fixturedef, "_finalizers", ())) > before
         fixture.value, fixture.cleans = value, has_teardown(fixturedef, function, request, added)
         state.cleaners = state.cleaners or (fixture.cleans and fixturedef.scope == "function")
+        if fixture.cleans and not inspect.isasyncgenfunction(function):
+            fixturedef.addfinalizer(partial(self._bench.begin_teardown, fixture))  # the last to be added runs first
         self._watch_end_of_loop(fixturedef, value)
         return value
 
@@ -128,7 +131,7 @@ class Conductor:
         return result
 
     def _guard_test_case(self, item: pytest.Function, instance: Any, state: ItemState) -> None:
-        """Guard setUp as a fixture, and judge after tearDown and all cleanups."""
+        """Guard setUp and tearDown as fixtures, and judge after all cleanups."""
         regions: list[Region] = []
 
         def judge() -> None:
@@ -143,16 +146,16 @@ class Conductor:
                 await region.cancel()
             self._judge(state, [*state.undecided, *regions])
 
-        names = ["setUp"]
+        names = ["setUp", "tearDown"]
         if isinstance(instance, unittest.IsolatedAsyncioTestCase):
             instance.addAsyncCleanup(judge_in_loop)
-            names.append("asyncSetUp")
+            names += ["asyncSetUp", "asyncTearDown"]
         else:
             instance.addCleanup(judge)
         for name in names:
             region = Region(Owner(item.nodeid, name, "function"), state.plan, self._bench.claims)
             regions.append(region)
-            stretch = FixtureStretch(self._bench, region)
+            stretch = FixtureStretch(self._bench, OpenFixture(region))
             setattr(instance, name, wrap_test(getattr(instance, name), partial(_itself, stretch)))
 
     def _judge(self, state: ItemState, regions: Iterable[Region]) -> None:

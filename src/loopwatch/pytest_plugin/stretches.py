@@ -1,4 +1,4 @@
-"""The guarded code of a test's body and of a fixture's setup: what happens at its begin and at its end."""
+"""The guarded code of a test's body and of a fixture's setup and teardown: what happens at its begin and at its end."""
 
 import asyncio
 import inspect
@@ -18,8 +18,8 @@ __all__ = ["Bench", "BodyStretch", "FixtureStretch", "OpenFixture"]
 class OpenFixture:
     """A fixture that is set up.
 
-    ``late``: what bodies of tests made and its value holds, to be judged when it is finished.  ``cleans``: it has a
-    teardown.
+    ``late``: what is judged when it is finished, too: what bodies of tests made and its value holds, and what its own
+    teardown made.  ``cleans``: it has a teardown.
     """
 
     region: Region
@@ -47,6 +47,15 @@ class Bench:
         for fixture in self.fixtures:
             regions += fixture.regions()
         return [region for region in regions if region.undecided]
+
+    def begin_teardown(self, fixture: OpenFixture) -> Region | None:
+        """Here begins the teardown of a fixture, whose leftovers are the fixture's."""
+        if self.state is None or not self.state.plan:
+            return None
+        region = Region(fixture.region.owner, self.state.plan, self.claims)
+        region.begin()
+        fixture.late.append(region)
+        return region
 
     async def look_around(self, longest: float) -> None:
         """In the loop, which may be closed before the next chance: see what of the undecided is left."""
@@ -113,7 +122,10 @@ class BodyStretch:
             self._region.cancel_now()
         self._decide(error)
 
-    async def over(self) -> None:
+    def clean_up(self) -> None:
+        pass
+
+    async def over(self, error: BaseException | None) -> None:
         pass
 
     def _decide(self, error: BaseException | None) -> None:
@@ -128,21 +140,33 @@ class BodyStretch:
 
 
 class FixtureStretch:
-    """The setup of a fixture, under guard."""
+    """The setup of a fixture, under guard; and its teardown, where that runs in a loop."""
 
-    def __init__(self, bench: Bench, region: Region) -> None:
+    def __init__(self, bench: Bench, fixture: OpenFixture) -> None:
         self._bench = bench
-        self._region = region
+        self._fixture = fixture
+        self._teardown: Region | None = None
 
     def begin(self) -> None:
-        self._region.begin()
+        self._fixture.region.begin()
 
     async def leave(self, error: BaseException | None) -> None:
         self.leave_now(error)
 
     def leave_now(self, error: BaseException | None) -> None:
-        self._region.look()
-        self._region.freeze()
+        self._fixture.region.look()
+        self._fixture.region.freeze()
 
-    async def over(self) -> None:
-        await self._bench.look_around(SHORT_WAIT)
+    def clean_up(self) -> None:
+        self._teardown = self._bench.begin_teardown(self._fixture)
+
+    async def over(self, error: BaseException | None) -> None:
+        region, self._teardown = self._teardown, None
+        if region is not None and error is None:
+            await region.settle()
+            region.freeze()
+        elif region is not None:  # what a teardown leaves that broke off is no news
+            self._fixture.late.remove(region)
+            region.end()
+        if error is None:
+            await self._bench.look_around(SHORT_WAIT)

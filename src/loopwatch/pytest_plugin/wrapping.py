@@ -23,8 +23,11 @@ class Stretch(Protocol):
     def leave_now(self, error: BaseException | None) -> None:
         """The same where nothing can be awaited."""
 
-    async def over(self) -> None:
-        """The owner cleaned up, in its loop."""
+    def clean_up(self) -> None:
+        """The owner begins to clean up, in its loop."""
+
+    async def over(self, error: BaseException | None) -> None:
+        """The owner cleaned up, in its loop; with this exception, if any."""
 
 
 def is_async(function: object) -> bool:
@@ -71,7 +74,7 @@ def wrap_test(function: Callable[..., Any], make: Callable[[], Stretch]) -> Call
 
 
 def wrap_async_fixture(function: Callable[..., Any], instance: object, stretch: Stretch) -> Callable[..., Any]:
-    """Guard the setup of an async fixture; ``instance`` is the test's, for fixtures that are methods."""
+    """Guard an async fixture; ``instance`` is the test's, for fixtures that are methods."""
     bound = _rebind(function, instance)
     if is_async(function):
 
@@ -101,6 +104,10 @@ def wrap_async_fixture(function: Callable[..., Any], instance: object, stretch: 
                 value = await step
             except StopAsyncIteration:
                 break
+            except BaseException as error:
+                if not first:
+                    await stretch.over(error)
+                raise
             finally:
                 if first:
                     first = False
@@ -113,8 +120,9 @@ def wrap_async_fixture(function: Callable[..., Any], instance: object, stretch: 
             except BaseException as thrown:
                 step = generator.athrow(thrown)
             else:
+                stretch.clean_up()
                 step = generator.asend(sent)
-        await stretch.over()
+        await stretch.over(None)
 
     return guarded_generator
 

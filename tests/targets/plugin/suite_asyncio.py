@@ -45,6 +45,32 @@ async def spawn():
         task.cancel()
 
 
+@pytest_asyncio.fixture
+async def untidy_at_end():
+    yield
+    asyncio.create_task(forever(), name="by-teardown")
+
+
+@pytest_asyncio.fixture
+async def blocks_at_end():
+    yield
+    time.sleep(0.3)
+
+
+@pytest_asyncio.fixture
+async def tidy_at_end():
+    yield
+    await asyncio.create_task(asyncio.sleep(0), name="by-tidy-teardown")
+    asyncio.create_task(slow_to_end(), name="by-tidy-teardown-cancelled").cancel()
+
+
+@pytest_asyncio.fixture
+async def breaks_at_end():
+    yield
+    asyncio.create_task(forever(), name="by-broken-teardown")
+    raise ValueError("of the teardown")
+
+
 @pytest.fixture
 def untouched():
     yield
@@ -64,6 +90,22 @@ async def test_nothing():
 
 async def test_tidy_fixture(tidy):
     assert not tidy.done()
+
+
+async def test_untidy_teardown(untidy_at_end, tidy_at_end):
+    pass
+
+
+async def test_blocking_teardown(blocks_at_end):
+    pass
+
+
+async def test_tidy_teardown(tidy_at_end):
+    pass
+
+
+async def test_broken_teardown(breaks_at_end):
+    pass
 
 
 async def test_task_left():

@@ -31,6 +31,17 @@ def starts():
     done.set()
 
 
+@pytest.fixture
+def untidy_at_end():
+    yield
+    threading.Thread(target=held.wait, name="by-sync-teardown").start()
+
+
+@pytest.fixture
+def untidy_finalizer(request):
+    request.addfinalizer(lambda: threading.Thread(target=held.wait, name="by-sync-finalizer").start())
+
+
 def setup_function():
     pass
 
@@ -48,6 +59,14 @@ def test_fixture_cleans_what_the_body_began(starts):
 
 
 def test_untidy_fixture(untidy):
+    pass
+
+
+def test_untidy_teardown(untidy_at_end, tidy):
+    pass
+
+
+def test_untidy_finalizer(untidy_finalizer):
     pass
 
 

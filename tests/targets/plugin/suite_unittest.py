@@ -61,6 +61,22 @@ class Untidy(unittest.IsolatedAsyncioTestCase):
         pass
 
 
+class UntidyAtEnd(unittest.IsolatedAsyncioTestCase):
+    async def asyncTearDown(self):
+        asyncio.create_task(forever(), name="by-untidy-teardown")
+
+    async def test_nothing(self):
+        pass
+
+
+class PlainUntidyAtEnd(unittest.TestCase):
+    def tearDown(self):
+        threading.Thread(target=held.wait, name="by-plain-teardown").start()
+
+    def test_nothing(self):
+        pass
+
+
 class Plain(unittest.TestCase):
     def setUp(self):
         self.done = threading.Event()
