@@ -39,7 +39,7 @@ def untidy_at_end():
 
 @pytest.fixture
 def untidy_finalizer(request):
-    request.addfinalizer(lambda: threading.Thread(target=held.wait, name="by-sync-finalizer").start())
+    request.addfinalizer(threading.Thread(target=held.wait, name="by-sync-finalizer").start)  # noqa: PT021
 
 
 def setup_function():
