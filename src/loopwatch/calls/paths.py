@@ -1,19 +1,17 @@
 """Which files' calls are told: substrings of their paths, to include and to leave out."""
 
+import os
 from collections.abc import Iterable
 
 from loopwatch.stacks import is_own
 
+_LIBRARY = os.path.dirname(os.__file__)
+_MODULES = ("asyncio/", "concurrent/", "importlib/", "contextlib.py", "functools.py", "threading.py", "typing.py")
+
 DEFAULT_EXCLUDE_PATHS = (
-    "asyncio_event_loop_monitor",
     "<frozen",
-    "importlib",
-    "typing",
-    "contextlib",
-    "functools",
-    "threading",
-    "asyncio",
-    "concurrent",
+    "/asyncio_event_loop_monitor/",
+    *(f"{_LIBRARY}/{module}" for module in _MODULES),  # whole paths: a project may be called my-asyncio-app
 )
 
 
