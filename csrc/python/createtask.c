@@ -25,13 +25,13 @@ static const char *const own_names[] = {"create_task", "_check_closed"};
 /* ---- making ---- */
 
 static int dict_is_watched;
-static PyObject *known_class; /* borrowed: asyncio.tasks.Task, until the module's dict changes */
+static PyObject *known_class; /* owned, or NULL: asyncio.tasks.Task, until the module's dict changes */
 
 #ifdef LW_DICT_EVENT
 static int
 on_change(LW_DICT_EVENT event, PyObject *dict, PyObject *key, PyObject *value)
 {
-    known_class = NULL;
+    Py_CLEAR(known_class);
     return 0;
 }
 #endif
@@ -44,7 +44,7 @@ task_class(void)
         return known_class;
     }
     PyObject *found = PyDict_GetItemWithError(tasks_dict, task_str);
-    known_class = dict_is_watched ? found : NULL;
+    known_class = dict_is_watched ? Py_XNewRef(found) : NULL;
     return found;
 }
 
@@ -197,7 +197,7 @@ make_plain(create_task *self, PyObject *coro)
 {
     PyObject *type = task_class(), *keywords = self->keywords, *args = self->args; /* borrowed; ours now, both */
     PyObject *task = NULL;
-    if (type == NULL || (uintptr_t)type != lw_alay.task_type) {
+    if (type == NULL || (uintptr_t)type != lw_alay.task_type || !Py_IS_TYPE(type, &PyType_Type)) {
         return lw_task_make(self->loop, coro, NULL, NULL);
     }
     self->keywords = self->args = NULL;
@@ -218,7 +218,8 @@ make_plain(create_task *self, PyObject *coro)
         PyObject_GC_UnTrack(args); /* nobody may come upon it with a hole in it */
     }
     task = ((PyTypeObject *)type)->tp_new((PyTypeObject *)type, args, keywords); /* what calling the class does */
-    if (task != NULL && Py_TYPE(task)->tp_init(task, args, keywords) < 0) {
+    if (task != NULL && PyObject_TypeCheck(task, (PyTypeObject *)type)
+        && Py_TYPE(task)->tp_init(task, args, keywords) < 0) {
         Py_CLEAR(task);
     }
     if (Py_REFCNT(args) == 1 && self->args == NULL) {
@@ -288,7 +289,8 @@ lw_createtask_install(lw_task_loop *home)
         goto fail;
     }
     self->home = (lw_task_loop *)Py_NewRef(home);
-    if (!home->installed || !lw_find_inline_attr(loop, factory_str, (PyObject *)home, &self->factory)) {
+    if (!home->installed || !attr_is(loop, factory_str, (PyObject *)home)
+        || !lw_find_inline_attr(loop, factory_str, (PyObject *)home, &self->factory)) {
         self->factory.at = NULL;
     }
     Py_DECREF(now);

@@ -5,20 +5,23 @@
  * thread without the GIL; only a span that is long enough for a scope takes it.
  *
  * While uvloop has callbacks to run, its idle handle is active and libuv polls
- * without waiting: such a poll only marks the border of an iteration, and
- * borders are all that is wanted of it.  There the clock is read where one of
- * two cheaper ones went on since the last mark: the kernel's coarse clock in
- * the prepare callback (a tick is 1 to 10 ms, so a long span ends exactly), and
- * libuv's own, milliseconds that it reads once a poll anyway, in the check
- * callback (so a span begins at most a millisecond too early).  Scopes with
- * thresholds near a tick, and whoever counts iterations, have every border read.
+ * without waiting: such a poll only marks the border of an iteration, and the
+ * check callback has nothing to do.  The border is kept in ticks of the CPU
+ * (ticks.h), and becomes a reading of the clock where a millisecond went by
+ * since the last one: until then nothing can have been long.  So the begin that
+ * the watchdog sees is up to a millisecond old, and the one of a block exact.
+ *
+ * Where the handle is not active and libuv will not wait all the same
+ * (uv_backend_timeout is 0), each border is read.  That function also says 0
+ * while descriptors wait to be registered, so the check callback then asks the
+ * clock whether time went by after all.
  *
  * libuv runs I/O callbacks (a protocol's data_received) inside its poll, before
- * the check callback.  Its clock was read as the poll returned, so the span
- * begins with that millisecond, or with the poll if that is later.  A callback
- * that starts a timer sets that clock anew: then the span begins where the
- * watchdog met the thread outside of the poll call (look.c), up to a quarter
- * threshold later.
+ * the check callback.  Its clock, in milliseconds, was read as the poll
+ * returned, so after a wait the span begins with that millisecond, or with the
+ * poll if that is later.  A callback that starts a timer sets that clock anew:
+ * then the span begins where the watchdog met the thread outside of the poll
+ * call (look.c), up to a quarter threshold later.
  *
  * libuv's functions are looked up in uvloop's own extension module, which
  * exports them or is linked with them; sizes come from uv_handle_size.  The
@@ -38,6 +41,7 @@
 
 #include "../core/clock.h"
 #include "../core/sysname.h"
+#include "../core/ticks.h"
 #include "loopstats.h"
 
 #define UV_CHECK 2
@@ -56,6 +60,8 @@ static struct {
     size_t (*handle_size)(int type);
     void (*walk)(void *loop, void (*visit)(void *handle, void *arg), void *arg);
     int (*is_active)(const void *handle);
+    int (*is_closing)(const void *handle);
+    int (*backend_timeout)(const void *loop);
     uint64_t (*now)(const void *loop);
     size_t stop_flag; /* its offset; 0: not known */
 } uv;
@@ -66,12 +72,12 @@ typedef struct {
     void *loop;
     int open;     /* handles not closed yet */
     int closable; /* the attribute `close` stands */
-    void *idle;   /* borrowed: uvloop's handle, which lives as long as the loop; NULL: not found */
-    int skip;     /* this iteration does not wait */
-    uint64_t polled; /* when the poll began, as far as it was read */
-    uint64_t time;   /* libuv's clock (ms) after the last poll */
-    uint64_t coarse; /* the coarse clock at the last mark */
-    uint64_t lazy;   /* from this threshold on, not every border is read */
+    void *idle;   /* borrowed: uvloop's handle; NULL: not found, or it is being closed */
+    enum { WAITS, MAY_WAIT, STEPS } poll; /* what is known of the poll that comes or is on */
+    uint64_t polled; /* when it began; not read where it only steps */
+    uint64_t border; /* the last border, in ticks; 0: the span's begin is exact */
+    uint64_t marked; /* the last one that became a reading of the clock, in ticks */
+    uint64_t millisecond; /* in ticks */
 } uv_probe;
 
 #define ALIGNED(n) (((n) + 15) & ~(size_t)15)
@@ -115,31 +121,55 @@ set_closable(uv_probe *p, int closable)
     Py_DECREF(loop);
 }
 
-static inline uint64_t
-coarse_clock(void)
+/* The last border in ns, of which only ticks are known, before NOW.  The span that the watchdog saw begins there. */
+static uint64_t
+settle_border(uv_probe *p, lw_watch *w, uint64_t now, uint64_t ticks)
 {
-    return lw_clock_ns(CLOCK_MONOTONIC_COARSE);
+    uint64_t busy = atomic_load_explicit(&w->busy, memory_order_relaxed), ago, start;
+    if (p->border == 0 || busy == 0) {
+        return busy;
+    }
+    ago = lw_ticks_ns(ticks - p->border);
+    start = ago < now && now - ago > busy ? now - ago : busy;
+    if (lw_span_is_long(w, start, now)) {
+        lw_watch_lock(w);
+        if (w->sampler.span == busy) {
+            w->sampler.span = start;
+        }
+        atomic_store_explicit(&w->busy, start, memory_order_release);
+        lw_watch_unlock(w);
+    }
+    return start;
 }
 
-/* Whether the span that goes on is young and nobody wants to know where this border is. */
-static inline int
-nothing_to_read(uv_probe *p, const lw_watch *w)
+/* The span is over at NOW; 0 when the probe was taken away by who was told of it. */
+static int
+end_span(uv_probe *p, lw_watch *w, uint64_t start, uint64_t *now)
 {
-    if (w->stats != NULL || atomic_load_explicit(&w->min_threshold, memory_order_relaxed) < p->lazy) {
-        return 0;
+    if (w->stats != NULL) {
+        lw_loopstats_span(w->stats, start, *now);
     }
-    uint64_t coarse = coarse_clock();
-    if (coarse == p->coarse) {
-        return 1;
+    if (lw_span_is_long(w, start, *now)) {
+        PyGILState_STATE state = PyGILState_Ensure();
+        Watch *watch = (Watch *)Py_XNewRef(p->watch);
+        if (watch != NULL) {
+            lw_adopt_thread(w);
+            lw_span_end(watch, start, *now);
+            *now = lw_now_ns();
+        }
+        int gone = p->watch == NULL;
+        Py_XDECREF(watch);
+        PyGILState_Release(state);
+        return !gone;
     }
-    p->coarse = coarse;
-    return 0;
+    return 1;
 }
 
 static void
 on_prepare(void *handle)
 {
     uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(sizeof(uv_probe)));
+    uint64_t ticks = 0;
     if (p->watch == NULL) {
         return;
     }
@@ -152,50 +182,49 @@ on_prepare(void *handle)
         }
     }
     lw_watch *w = &p->watch->w;
-    p->skip = p->idle != NULL && uv.is_active(p->idle);
-    if (p->skip && nothing_to_read(p, w)) {
-        return;
-    }
-    uint64_t now = lw_now_ns(), busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
-    if (w->stats != NULL) {
-        lw_loopstats_span(w->stats, busy, now);
-    }
-    if (lw_span_is_long(w, busy, now)) {
-        PyGILState_STATE state = PyGILState_Ensure();
-        Watch *watch = (Watch *)Py_XNewRef(p->watch);
-        if (watch != NULL) {
-            lw_adopt_thread(w);
-            lw_span_end(watch, busy, now);
-            now = lw_now_ns();
-        }
-        int gone = p->watch == NULL;
-        Py_XDECREF(watch);
-        PyGILState_Release(state);
-        if (gone) {
+    if (p->idle != NULL && uv.is_active(p->idle)) {
+        ticks = lw_ticks();
+        p->poll = STEPS;
+        if (ticks - p->marked < p->millisecond && w->stats == NULL) {
+            p->border = ticks;
             return;
         }
     }
+    else {
+        p->poll = uv.backend_timeout(p->loop) == 0 ? MAY_WAIT : WAITS;
+        if (p->idle != NULL && uv.is_closing(p->idle)) {
+            p->idle = NULL;
+        }
+    }
+    uint64_t now = lw_now_ns(), start = settle_border(p, w, now, ticks ? ticks : lw_ticks());
+    if (!end_span(p, w, start, &now)) {
+        return;
+    }
     p->polled = now;
-    if (p->skip) {
-        lw_mark_busy(w, now);
+    p->border = p->marked = p->poll == STEPS ? lw_ticks() : 0;
+    if (p->poll == WAITS) {
+        atomic_store_explicit(&w->busy, 0, memory_order_release);
     }
     else {
-        atomic_store_explicit(&w->busy, 0, memory_order_release);
+        lw_mark_busy(w, now);
     }
 }
 
-/* The poll is over, and so are its callbacks: the span began when it returned. */
+/* A poll that may have waited is over, and so are its callbacks: the span began when it returned. */
 static void
-begin_span(uv_probe *p, lw_watch *w, uint64_t time)
+begin_span(uv_probe *p, lw_watch *w)
 {
-    uint64_t start = time * 1000000, busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
+    uint64_t start = uv.now(p->loop) * 1000000, busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
     start = start < p->polled ? p->polled : start;
-    if (busy != 0) { /* it did not wait, or the watchdog met a callback */
+    if (p->poll == MAY_WAIT && busy != 0 && lw_now_ns() - busy < 1000000) {
+        return; /* it did not */
+    }
+    if (busy != 0) { /* the watchdog met a callback, or saw nobody wait */
         const lw_sampler *seen = &w->sampler;
         lw_watch_lock(w);
-        int met = p->skip ? seen->span == busy && seen->n > 0 && !lw_syscall_is_poll(seen->segs[0].syscall)
-                          : atomic_load(&w->met) > 1;
-        if (busy < start ? met : p->skip) {
+        int met = p->poll == MAY_WAIT ? seen->span == busy && seen->n > 0 && !lw_syscall_is_poll(seen->segs[0].syscall)
+                                      : atomic_load(&w->met) > 1;
+        if (busy < start && met) {
             start = busy;
         }
         if (w->sampler.span == busy) { /* the samples taken meanwhile are of this span */
@@ -212,11 +241,9 @@ static void
 on_check(void *handle)
 {
     uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(uv.handle_size(UV_PREPARE)) - ALIGNED(sizeof(uv_probe)));
-    uint64_t time = uv.now(p->loop);
-    if ((!p->skip || time != p->time) && p->watch != NULL) {
-        begin_span(p, &p->watch->w, time);
+    if (p->poll != STEPS && p->watch != NULL) {
+        begin_span(p, &p->watch->w);
     }
-    p->time = time;
 }
 
 static void
@@ -305,13 +332,16 @@ find_functions(void)
     *(void **)&uv.handle_size = dlsym(lib, "uv_handle_size");
     *(void **)&uv.walk = dlsym(lib, "uv_walk");
     *(void **)&uv.is_active = dlsym(lib, "uv_is_active");
+    *(void **)&uv.is_closing = dlsym(lib, "uv_is_closing");
+    *(void **)&uv.backend_timeout = dlsym(lib, "uv_backend_timeout");
     *(void **)&uv.now = dlsym(lib, "uv_now");
     if (!uv.prepare_init || !uv.prepare_start || !uv.check_init || !uv.check_start || !uv.close || !uv.unref
-        || !uv.handle_size || !uv.now) {
+        || !uv.handle_size || !uv.backend_timeout || !uv.now) {
         why = "uvloop's extension module does not export libuv's functions";
         goto done;
     }
     uv.stop_flag = find_stop_flag(lib);
+    lw_ticks_start();
     uv.ready = 1; /* the handle of dlopen is kept: the module is never unloaded */
 done:
     PyErr_Clear();
@@ -401,15 +431,13 @@ static void
 find_idle(uv_probe *p)
 {
     idle_search search = {NULL, 0};
-    struct timespec tick = {1, 0};
     const uv_head *prepare = prepare_of(p), *check = check_of(p);
     int known = prepare->type == UV_PREPARE && check->type == UV_CHECK && prepare->loop == p->loop;
-    if (known && uv.walk != NULL && uv.is_active != NULL) {
+    if (known && uv.walk != NULL && uv.is_active != NULL && uv.is_closing != NULL) {
         uv.walk(p->loop, visit_handle, &search);
     }
     p->idle = search.count == 1 ? search.handle : NULL;
-    (void)clock_getres(CLOCK_MONOTONIC_COARSE, &tick);
-    p->lazy = 3 * ((uint64_t)tick.tv_sec * 1000000000 + (uint64_t)tick.tv_nsec);
+    p->millisecond = lw_ticks_of(1000000);
 }
 
 int

@@ -20,7 +20,7 @@
 PyTypeObject *lw_task_factory_type;
 
 static lw_task_loop *loops; /* borrowed: those with trackers */
-static PyObject *set_factory_str, *get_factory_str, *source_str; /* owned */
+static PyObject *set_factory_str, *get_factory_str, *source_str, *base_events_str; /* owned */
 
 lw_task_loop *
 lw_task_loops(void)
@@ -42,16 +42,20 @@ lw_task_loop_of(PyObject *loop)
 static void
 forget_create_task(PyObject *task)
 {
-    PyObject *stack = PyObject_GetAttr(task, source_str), *last = NULL, *name = NULL;
+    PyObject *stack = PyObject_GetAttr(task, source_str), *last = NULL, *name = NULL, *file = NULL;
     Py_ssize_t n = stack != NULL && PyList_Check(stack) ? PyList_GET_SIZE(stack) : 0;
     if (n > 0) {
         last = Py_NewRef(PyList_GET_ITEM(stack, n - 1));
         name = PyObject_GetAttrString(last, "name");
-        if (name != NULL && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "create_task") == 0) {
+        file = PyObject_GetAttrString(last, "filename");
+        if (name != NULL && file != NULL && PyUnicode_Check(name) && PyUnicode_Check(file)
+            && PyUnicode_CompareWithASCIIString(name, "create_task") == 0
+            && PyUnicode_Tailmatch(file, base_events_str, 0, PY_SSIZE_T_MAX, 1) == 1) {
             (void)PyList_SetSlice(stack, n - 1, n, NULL);
         }
     }
     PyErr_Clear(); /* a stranger's task-like object */
+    Py_XDECREF(file);
     Py_XDECREF(name);
     Py_XDECREF(last);
     Py_XDECREF(stack);
@@ -389,8 +393,10 @@ lw_taskfactory_init(PyObject *module)
     set_factory_str = PyUnicode_InternFromString("set_task_factory");
     get_factory_str = PyUnicode_InternFromString("get_task_factory");
     source_str = PyUnicode_InternFromString("_source_traceback");
+    base_events_str = PyUnicode_InternFromString("/asyncio/base_events.py");
     lw_task_factory_type = (PyTypeObject *)PyType_FromSpec(&factory_spec);
-    if (lw_createtask_init(module) < 0 || !set_factory_str || !get_factory_str || !source_str || !lw_task_factory_type
+    if (lw_createtask_init(module) < 0 || !set_factory_str || !get_factory_str || !source_str || !base_events_str
+        || !lw_task_factory_type
         || PyModule_AddObjectRef(module, "TaskFactory", (PyObject *)lw_task_factory_type) < 0) {
         return -1;
     }

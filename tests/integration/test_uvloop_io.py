@@ -28,9 +28,9 @@ class Protocol(asyncio.Protocol):
         self.took = time.monotonic() - began
 
 
-@pytest.mark.parametrize("stepping", [False, True])
+@pytest.mark.parametrize("stepping", [None, 0.0, 0.0025])
 @pytest.mark.parametrize("timer", ["none", "before", "after"])
-def test_block_in_data_received(timer: str, stepping: bool) -> None:
+def test_block_in_data_received(timer: str, stepping: float | None) -> None:
     async def main() -> tuple[Any, Protocol]:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
@@ -39,9 +39,11 @@ def test_block_in_data_received(timer: str, stepping: bool) -> None:
         async def steps() -> None:
             while not protocol.took:
                 await asyncio.sleep(0)
+                if stepping:
+                    time.sleep(stepping)
 
         async with no_event_loop_blocking(action=lambda found: None, threshold=0.1) as guard:
-            stepper = asyncio.create_task(steps()) if stepping else None
+            stepper = None if stepping is None else asyncio.create_task(steps())
             await asyncio.sleep(0.05)
             theirs.send(b"x")
             await asyncio.sleep(0.4)
@@ -55,8 +57,36 @@ def test_block_in_data_received(timer: str, stepping: bool) -> None:
         guard, protocol = runner.run(main())
     (block,) = guard.blocks + guard.stalls
     assert block.culprit[2] == "Protocol.data_received"
-    late = 0.06 if timer == "after" else 0.004
-    assert protocol.took - late <= block.duration <= protocol.took + 0.03
+    late = 0.06 if timer == "after" and stepping is None else 0.002
+    after = 0.03 if stepping is None else 0.002 + stepping
+    assert protocol.took - late <= block.duration <= protocol.took + after
+
+
+def test_block_in_data_received_while_another_connection_closes() -> None:
+    """libuv does not wait then, though no callback is ready."""
+
+    async def main() -> tuple[Any, list[float]]:
+        loop = asyncio.get_running_loop()
+        took = []
+        async with no_event_loop_blocking(action=lambda found: None, threshold=0.05) as guard:
+            for _ in range(5):
+                (a, b), (c, d) = socket.socketpair(), socket.socketpair()
+                closes, _ = await loop.create_connection(asyncio.Protocol, sock=a)
+                blocks, protocol = await loop.create_connection(lambda: Protocol("after"), sock=c)
+                d.send(b"x")
+                closes.close()
+                while not protocol.took:
+                    await asyncio.sleep(0.001)
+                took.append(protocol.took)
+                blocks.close()
+                b.close()
+                d.close()
+        return guard, took
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        guard, took = runner.run(main())
+    durations = [block.duration for block in guard.blocks]
+    assert durations == pytest.approx(took, abs=0.03)
 
 
 def test_waiting_is_no_block() -> None:
