@@ -1,7 +1,9 @@
 """Starts a monitor as the environment variable ``LOOPWATCH`` says, with no change to the program.
 
-    LOOPWATCH=monitor                                  all by default: alarms are logged as warnings to stderr
-    LOOPWATCH=monitor,interval=5,json=alarms.jsonl     settings of Monitor, separated by commas
+    LOOPWATCH=monitor                                  all by default: alarms are written to stderr
+    LOOPWATCH=monitor,interval=5,json=alarms.jsonl     settings of Monitor, separated by commas; with json= alarms go
+                                                       to that file only, unless stderr=on is given too
+    LOOPWATCH=0                                        none, as without it
 
 A file ``loopwatch_autostart.pth`` in site-packages imports this module when Python starts and the variable is set;
 while it is not set, that costs a look into the environment.  A value that is wrong is said so on stderr, and the

@@ -37,7 +37,7 @@ def no_event_loop_blocking(
     logger: where "log" writes; default ``logging.getLogger("loopwatch")``.
     threshold: seconds that the loop may be busy without a break; longer is a block.  Default 0.2.
     check_interval: seconds between two looks at the stack of a busy loop, at most; a tenth of the threshold where that
-        is shorter, at least 0.001.  Default 0.05.
+        is shorter, at least 0.001.  Default 0.05, so 0.02 at the default threshold.
     caller_context: stacks are cut to begin at this function; default None: whole stacks.
 
     Raises ValueError for a misspelt action, a duration that is not above zero, or a decorated function that is not

@@ -261,7 +261,8 @@ _MORE = {
             "blocking_check_interval",
             "duration",
             0.01,
-            "Seconds between two looks at the stack of a busy loop.",
+            "Seconds between two looks at the stack of a busy loop; a tenth of the threshold where that is shorter, "
+            "at least 0.001.",
             "blocking",
             "check_interval",
         ),

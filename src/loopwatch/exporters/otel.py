@@ -1,4 +1,4 @@
-"""OpenTelemetry, through its metrics API: ``pip install 'loopwatch[opentelemetry]'``.
+"""OpenTelemetry, through its metrics API: in a checkout, ``pip install '.[opentelemetry]'``.
 
     monitor = loopwatch.Monitor().start()
     OpenTelemetryExporter(monitor)                      # with the global meter provider, or meter_provider=

@@ -1,4 +1,4 @@
-"""Prometheus, through ``prometheus_client``: ``pip install 'loopwatch[prometheus]'``.
+"""Prometheus, through ``prometheus_client``: in a checkout, ``pip install '.[prometheus]'``.
 
 One process:
 

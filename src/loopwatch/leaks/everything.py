@@ -253,8 +253,8 @@ def _kind(name: str, options: Mapping[str, Any]) -> Kind:
         if option not in known:
             valid = [option for option in (*_COMMON, *known) if name != "blocking" or option != "name_filter"]
             close = difflib.get_close_matches(str(option), valid, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"no_leaks({name}=...) has no option {option!r}{hint} It has: {', '.join(valid)}")
+            hint = f"did you mean {close[0]!r}? It has" if close else "it has"
+            raise TypeError(f"no_leaks({name}=...) has no option {option!r}; {hint}: {', '.join(valid)}")
     return kind(**options)
 
 

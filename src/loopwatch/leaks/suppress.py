@@ -41,9 +41,10 @@ class Ignore:
     """Findings to overlook: those for which all that is given here matches.
 
     name: the task's or thread's name.  qualname: the coroutine's or thread target's qualified name.  stack: a function
-    on its current stack.  creator: a function on the stack that created it.  module: the module of the line that
-    created it, or of a function on its stack.  kind: only findings of this kind ("task", "thread", ...).  Each is a
-    string, matched whole, or a compiled regular expression, searched.  reason: why it is no leak, for people.
+    on its current stack.  creator: a function on the stack that created it.  module: the module whose code made it, or
+    that defines the task's coroutine, the thread's target, the timer's callback.  kind: only findings of this kind
+    ("task", "thread", ...).  Each is a string, matched whole, or a compiled regular expression, searched.  reason: why
+    it is no leak, for people.
     """
 
     name: Pattern | None = None
