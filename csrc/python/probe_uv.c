@@ -23,55 +23,34 @@
  * then the span begins where the watchdog met the thread outside of the poll
  * call (look.c), up to a quarter threshold later.
  *
- * libuv's functions are looked up in uvloop's own extension module, which
- * exports them or is linked with them; sizes come from uv_handle_size.  The
- * handles are unref'd, so they keep no loop alive; their memory is freed by
+ * The handles are unref'd, so they keep no loop alive; their memory is freed by
  * their close callbacks.  uvloop's close() fails over handles that are not its
- * own, so an instance attribute `close` takes ours away first and then calls
- * the method of the class; it is removed again with the probe.  An instance
- * that has a dict costs every look-up on it some ten nanoseconds, and a running
- * loop cannot be closed: the attribute stands only while the loop is stopped or
- * about to stop, which uv_loop_t's public field `stop_flag` tells.  Where that
- * lies is found out by uv_stop() on a loop of our own; not found: it stands for
- * as long as the probe. */
+ * own, and a loop that stands still does not block: so two attributes of the
+ * instance stand before methods of the class while the loop is stopped or about
+ * to stop, which `stop_flag` tells (not known: as long as the probe).  `close`
+ * takes our handles away first; `run_forever`, which all ways to run a loop go
+ * through, tells the begin and the end of a run.  Not while it runs, as an
+ * instance that has a dict costs every look-up on it some ten nanoseconds.  The
+ * run that goes on when the probe comes ends with the poll before which the
+ * flag was seen. */
 #include "watch.h"
 
-#include <dlfcn.h>
 #include <stdlib.h>
 
 #include "../core/clock.h"
 #include "../core/sysname.h"
 #include "../core/ticks.h"
+#include "libuv.h"
 #include "loopstats.h"
-
-#define UV_CHECK 2
-#define UV_IDLE 6
-#define UV_PREPARE 9
-
-typedef void (*handle_cb)(void *handle);
-static struct {
-    int ready;
-    int (*prepare_init)(void *loop, void *handle);
-    int (*prepare_start)(void *handle, handle_cb cb);
-    int (*check_init)(void *loop, void *handle);
-    int (*check_start)(void *handle, handle_cb cb);
-    void (*close)(void *handle, handle_cb cb);
-    void (*unref)(void *handle);
-    size_t (*handle_size)(int type);
-    void (*walk)(void *loop, void (*visit)(void *handle, void *arg), void *arg);
-    int (*is_active)(const void *handle);
-    int (*is_closing)(const void *handle);
-    int (*backend_timeout)(const void *loop);
-    uint64_t (*now)(const void *loop);
-    size_t stop_flag; /* its offset; 0: not known */
-} uv;
 
 /* One probe: this head, then the two handles.  Owned by libuv until both are closed. */
 typedef struct {
     Watch *watch; /* borrowed; NULL once detached */
     void *loop;
     int open;     /* handles not closed yet */
-    int closable; /* the attribute `close` stands */
+    PyObject *closer, *runner; /* borrowed from the watch's `probe`: what the attributes are */
+    int closable; /* they stand */
+    int wrapped;  /* this run goes through ours */
     void *idle;   /* borrowed: uvloop's handle; NULL: not found, or it is being closed */
     enum { WAITS, MAY_WAIT, STEPS } poll; /* what is known of the poll that comes or is on */
     uint64_t polled; /* when it began; not read where it only steps */
@@ -91,32 +70,41 @@ prepare_of(uv_probe *p)
 static void *
 check_of(uv_probe *p)
 {
-    return (char *)prepare_of(p) + ALIGNED(uv.handle_size(UV_PREPARE));
+    return (char *)prepare_of(p) + ALIGNED(lw_uv.handle_size(LW_UV_PREPARE));
 }
 
 static inline int
 may_be_closed(const uv_probe *p)
 {
-    return uv.stop_flag == 0 || *(const unsigned int *)((const char *)p->loop + uv.stop_flag) != 0;
+    return lw_uv.stop_flag == 0 || *(const unsigned int *)((const char *)p->loop + lw_uv.stop_flag) != 0;
 }
 
-/* Put the attribute `close` there, or take it away if it is still ours.  Under the GIL; no exception stays. */
 static void
-set_closable(uv_probe *p, int closable)
+set_attribute(PyObject *loop, const char *name, PyObject *ours, int stands)
 {
-    PyObject *loop = Py_NewRef(p->watch->loop), *closer = Py_XNewRef(p->watch->probe), *dict = NULL;
-    p->closable = closable;
-    if (closable) {
-        (void)PyObject_SetAttrString(loop, "close", closer);
+    PyObject *dict = NULL;
+    if (stands) {
+        (void)PyObject_SetAttrString(loop, name, ours);
     }
     else {
         dict = PyObject_GenericGetDict(loop, NULL);
-        if (dict != NULL && PyDict_GetItemString(dict, "close") == closer) {
-            (void)PyObject_SetAttrString(loop, "close", NULL);
+        if (dict != NULL && PyDict_GetItemString(dict, name) == ours) {
+            (void)PyObject_SetAttrString(loop, name, NULL);
         }
     }
     PyErr_Clear();
     Py_XDECREF(dict);
+}
+
+/* Put the attributes there, or take away what is still ours.  Under the GIL; no exception stays. */
+static void
+set_closable(uv_probe *p, int closable)
+{
+    PyObject *loop = Py_NewRef(p->watch->loop), *closer = Py_XNewRef(p->closer), *runner = Py_XNewRef(p->runner);
+    p->closable = closable;
+    set_attribute(loop, "close", closer, closable);
+    set_attribute(loop, "run_forever", runner, closable);
+    Py_XDECREF(runner);
     Py_XDECREF(closer);
     Py_DECREF(loop);
 }
@@ -174,6 +162,7 @@ on_prepare(void *handle)
         return;
     }
     if (may_be_closed(p) != p->closable) {
+        atomic_store(&p->watch->w.stands, 0);
         PyGILState_STATE state = PyGILState_Ensure();
         set_closable(p, !p->closable);
         PyGILState_Release(state);
@@ -182,7 +171,7 @@ on_prepare(void *handle)
         }
     }
     lw_watch *w = &p->watch->w;
-    if (p->idle != NULL && uv.is_active(p->idle)) {
+    if (p->idle != NULL && lw_uv.is_active(p->idle)) {
         ticks = lw_ticks();
         p->poll = STEPS;
         if (ticks - p->marked < p->millisecond && w->stats == NULL) {
@@ -191,8 +180,8 @@ on_prepare(void *handle)
         }
     }
     else {
-        p->poll = uv.backend_timeout(p->loop) == 0 ? MAY_WAIT : WAITS;
-        if (p->idle != NULL && uv.is_closing(p->idle)) {
+        p->poll = lw_uv.backend_timeout(p->loop) == 0 ? MAY_WAIT : WAITS;
+        if (p->idle != NULL && lw_uv.is_closing(p->idle)) {
             p->idle = NULL;
         }
     }
@@ -210,11 +199,23 @@ on_prepare(void *handle)
     }
 }
 
+/* The loop stands still from now on. */
+static void
+end_run(uv_probe *p, lw_watch *w)
+{
+    uint64_t now = lw_now_ns(), start = settle_border(p, w, now, lw_ticks());
+    if (end_span(p, w, start, &now)) {
+        p->border = p->marked = 0;
+        atomic_store(&w->stands, 1);
+        atomic_store_explicit(&w->busy, 0, memory_order_release);
+    }
+}
+
 /* A poll that may have waited is over, and so are its callbacks: the span began when it returned. */
 static void
 begin_span(uv_probe *p, lw_watch *w)
 {
-    uint64_t start = uv.now(p->loop) * 1000000, busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
+    uint64_t start = lw_uv.now(p->loop) * 1000000, busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
     start = start < p->polled ? p->polled : start;
     if (p->poll == MAY_WAIT && busy != 0 && lw_now_ns() - busy < 1000000) {
         return; /* it did not */
@@ -240,9 +241,12 @@ begin_span(uv_probe *p, lw_watch *w)
 static void
 on_check(void *handle)
 {
-    uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(uv.handle_size(UV_PREPARE)) - ALIGNED(sizeof(uv_probe)));
+    uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(lw_uv.handle_size(LW_UV_PREPARE)) - ALIGNED(sizeof(uv_probe)));
     if (p->poll != STEPS && p->watch != NULL) {
         begin_span(p, &p->watch->w);
+    }
+    if (p->closable && lw_uv.stop_flag != 0 && !p->wrapped && p->watch != NULL) {
+        end_run(p, &p->watch->w);
     }
 }
 
@@ -258,120 +262,17 @@ on_closed_prepare(void *handle)
 static void
 on_closed_check(void *handle)
 {
-    uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(uv.handle_size(UV_PREPARE)) - ALIGNED(sizeof(uv_probe)));
+    uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(lw_uv.handle_size(LW_UV_PREPARE)) - ALIGNED(sizeof(uv_probe)));
     if (--p->open == 0) {
         free(p);
     }
 }
 
-/* The offset of stop_flag: what uv_stop() changes of a loop, from all zeros to one; 0 where that is not so plain. */
-static size_t
-find_stop_flag(void *lib)
-{
-    int (*init)(void *) = NULL, (*end)(void *) = NULL;
-    void (*stop)(void *) = NULL;
-    size_t (*size_of)(void) = NULL, found = 0;
-    unsigned int *before, *after;
-    *(void **)&init = dlsym(lib, "uv_loop_init");
-    *(void **)&end = dlsym(lib, "uv_loop_close");
-    *(void **)&stop = dlsym(lib, "uv_stop");
-    *(void **)&size_of = dlsym(lib, "uv_loop_size");
-    if (!init || !end || !stop || !size_of) {
-        return 0;
-    }
-    size_t size = size_of() / sizeof(*before) * sizeof(*before);
-    after = calloc(1, size_of());
-    before = malloc(size);
-    if (after != NULL && before != NULL && init(after) == 0) {
-        int changes = 0;
-        memcpy(before, after, size);
-        stop(after);
-        for (size_t i = 0; i < size / sizeof(*before); i++) {
-            if (after[i] != before[i]) {
-                changes++;
-                found = before[i] == 0 && after[i] == 1 ? i * sizeof(*before) : 0;
-            }
-        }
-        found = changes == 1 ? found : 0;
-        (void)end(after);
-    }
-    free(before);
-    free(after);
-    return found;
-}
-
-/* Look libuv's functions up in the file of the module uvloop.loop. */
-static const char *
-find_functions(void)
-{
-    PyObject *module = NULL, *file = NULL;
-    const char *why = NULL;
-    void *lib;
-
-    if (uv.ready) {
-        return NULL;
-    }
-    module = PyImport_ImportModule("uvloop.loop");
-    file = module ? PyObject_GetAttrString(module, "__file__") : NULL;
-    const char *path = file ? PyUnicode_AsUTF8(file) : NULL;
-    if (path == NULL) {
-        why = "the module uvloop.loop has no file";
-        goto done;
-    }
-    lib = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
-    if (lib == NULL) {
-        why = "uvloop's extension module cannot be opened";
-        goto done;
-    }
-    *(void **)&uv.prepare_init = dlsym(lib, "uv_prepare_init");
-    *(void **)&uv.prepare_start = dlsym(lib, "uv_prepare_start");
-    *(void **)&uv.check_init = dlsym(lib, "uv_check_init");
-    *(void **)&uv.check_start = dlsym(lib, "uv_check_start");
-    *(void **)&uv.close = dlsym(lib, "uv_close");
-    *(void **)&uv.unref = dlsym(lib, "uv_unref");
-    *(void **)&uv.handle_size = dlsym(lib, "uv_handle_size");
-    *(void **)&uv.walk = dlsym(lib, "uv_walk");
-    *(void **)&uv.is_active = dlsym(lib, "uv_is_active");
-    *(void **)&uv.is_closing = dlsym(lib, "uv_is_closing");
-    *(void **)&uv.backend_timeout = dlsym(lib, "uv_backend_timeout");
-    *(void **)&uv.now = dlsym(lib, "uv_now");
-    if (!uv.prepare_init || !uv.prepare_start || !uv.check_init || !uv.check_start || !uv.close || !uv.unref
-        || !uv.handle_size || !uv.backend_timeout || !uv.now) {
-        why = "uvloop's extension module does not export libuv's functions";
-        goto done;
-    }
-    uv.stop_flag = find_stop_flag(lib);
-    lw_ticks_start();
-    uv.ready = 1; /* the handle of dlopen is kept: the module is never unloaded */
-done:
-    PyErr_Clear();
-    Py_XDECREF(file);
-    Py_XDECREF(module);
-    return why;
-}
-
-static void *
-loop_pointer(PyObject *loop)
-{
-    PyObject *module = PyImport_ImportModule("uvloop.loop"), *capsule = NULL;
-    void *pointer = NULL;
-    if (module != NULL) {
-        capsule = PyObject_CallMethod(module, "libuv_get_loop_t_ptr", "O", loop);
-    }
-    if (capsule != NULL && PyCapsule_CheckExact(capsule)) {
-        pointer = PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule));
-    }
-    Py_XDECREF(capsule);
-    Py_XDECREF(module);
-    PyErr_Clear();
-    return pointer;
-}
-
 int
 lw_probe_uv_find(PyObject *loop, char *why, size_t cap)
 {
-    const char *reason = find_functions();
-    if (reason == NULL && loop_pointer(loop) == NULL) {
+    const char *reason = lw_libuv_find();
+    if (reason == NULL && lw_libuv_loop(loop) == NULL) {
         reason = "uvloop does not hand out its uv_loop_t";
     }
     if (reason != NULL) {
@@ -396,7 +297,41 @@ close_loop(PyObject *self, PyObject *Py_UNUSED(unused))
     return result;
 }
 
+/* loop.run_forever() while the probe is installed. */
+static PyObject *
+run_loop(PyObject *self, PyObject *Py_UNUSED(unused))
+{
+    Watch *watch = (Watch *)PyCapsule_GetPointer(self, "loopwatch.watch");
+    if (watch == NULL) {
+        return NULL;
+    }
+    PyObject *loop = Py_NewRef(watch->loop), *result = NULL;
+    PyObject *method = PyObject_GetAttrString((PyObject *)Py_TYPE(loop), "run_forever");
+    PyObject *running = method ? PyObject_CallMethod(loop, "is_running", NULL) : NULL;
+    uv_probe *p = watch->uv;
+    Py_INCREF(watch);
+    if (p != NULL && running == Py_False) {
+        p->wrapped = 1;
+        p->border = p->marked = 0;
+        atomic_store(&watch->w.stands, 0);
+        lw_adopt_thread(&watch->w);
+        lw_mark_busy(&watch->w, lw_now_ns());
+    }
+    result = running ? PyObject_CallOneArg(method, loop) : NULL;
+    p = watch->uv;
+    if (p != NULL && p->wrapped && running == Py_False) {
+        p->wrapped = 0;
+        end_run(p, &watch->w);
+    }
+    Py_XDECREF(running);
+    Py_XDECREF(method);
+    Py_DECREF(loop);
+    Py_DECREF(watch);
+    return result;
+}
+
 static PyMethodDef close_def = {"close", (PyCFunction)close_loop, METH_NOARGS, "Close the event loop."};
+static PyMethodDef run_def = {"run_forever", (PyCFunction)run_loop, METH_NOARGS, "Run the event loop until stop()."};
 
 static void
 drop_watch(PyObject *capsule)
@@ -404,61 +339,29 @@ drop_watch(PyObject *capsule)
     Py_XDECREF((PyObject *)PyCapsule_GetPointer(capsule, "loopwatch.watch"));
 }
 
-/* How every handle begins, in the words of libuv's public header. */
-typedef struct {
-    void *data;
-    void *loop;
-    int type;
-} uv_head;
-
-/* uvloop has one idle handle a loop, active while callbacks are ready; of several none would tell that. */
-typedef struct {
-    void *handle;
-    int count;
-} idle_search;
-
-static void
-visit_handle(void *handle, void *arg)
-{
-    idle_search *search = arg;
-    if (((const uv_head *)handle)->type == UV_IDLE) {
-        search->handle = handle;
-        search->count++;
-    }
-}
-
-static void
-find_idle(uv_probe *p)
-{
-    idle_search search = {NULL, 0};
-    const uv_head *prepare = prepare_of(p), *check = check_of(p);
-    int known = prepare->type == UV_PREPARE && check->type == UV_CHECK && prepare->loop == p->loop;
-    if (known && uv.walk != NULL && uv.is_active != NULL && uv.is_closing != NULL) {
-        uv.walk(p->loop, visit_handle, &search);
-    }
-    p->idle = search.count == 1 ? search.handle : NULL;
-    p->millisecond = lw_ticks_of(1000000);
-}
-
 int
 lw_probe_uv_attach(Watch *self)
 {
-    void *loop = loop_pointer(self->loop);
-    PyObject *capsule = NULL, *closer = NULL, *running = NULL;
+    void *loop = lw_libuv_loop(self->loop);
+    PyObject *capsule = NULL, *closer = NULL, *runner = NULL, *pair = NULL, *running = NULL;
     uv_probe *p = NULL;
 
-    if (loop == NULL || !uv.ready) {
+    if (loop == NULL || !lw_uv.ready) {
         PyErr_SetString(PyExc_RuntimeError, "uvloop did not hand out its uv_loop_t: the loop is closed");
         return -1;
     }
     capsule = PyCapsule_New(Py_NewRef(self), "loopwatch.watch", drop_watch);
     closer = capsule ? PyCFunction_New(&close_def, capsule) : NULL;
-    p = calloc(1, ALIGNED(sizeof(*p)) + ALIGNED(uv.handle_size(UV_PREPARE)) + uv.handle_size(UV_CHECK));
-    if (closer == NULL || p == NULL) {
+    runner = capsule ? PyCFunction_New(&run_def, capsule) : NULL;
+    pair = closer && runner ? PyTuple_Pack(2, closer, runner) : NULL;
+    p = calloc(1, ALIGNED(sizeof(*p)) + ALIGNED(lw_uv.handle_size(LW_UV_PREPARE)) + lw_uv.handle_size(LW_UV_CHECK));
+    if (pair == NULL || p == NULL) {
         if (!PyErr_Occurred()) {
             PyErr_NoMemory();
         }
         free(p);
+        Py_XDECREF(pair);
+        Py_XDECREF(runner);
         Py_XDECREF(closer);
         Py_XDECREF(capsule);
         return -1;
@@ -466,21 +369,28 @@ lw_probe_uv_attach(Watch *self)
     p->watch = self;
     p->loop = loop;
     p->open = 2;
-    uv.prepare_init(loop, prepare_of(p)); /* these four cannot fail */
-    uv.check_init(loop, check_of(p));
-    uv.prepare_start(prepare_of(p), on_prepare);
-    uv.check_start(check_of(p), on_check);
-    uv.unref(prepare_of(p));
-    uv.unref(check_of(p));
-    find_idle(p);
+    lw_uv.prepare_init(loop, prepare_of(p)); /* these four cannot fail */
+    lw_uv.check_init(loop, check_of(p));
+    lw_uv.prepare_start(prepare_of(p), on_prepare);
+    lw_uv.check_start(check_of(p), on_check);
+    lw_uv.unref(prepare_of(p));
+    lw_uv.unref(check_of(p));
+    p->idle = lw_libuv_idle(loop, prepare_of(p));
+    lw_ticks_start();
+    p->millisecond = lw_ticks_of(1000000);
     self->uv = p;
-    Py_XSETREF(self->probe, closer);
+    p->closer = closer;
+    p->runner = runner;
+    Py_XSETREF(self->probe, pair);
+    Py_DECREF(runner);
+    Py_DECREF(closer);
     Py_DECREF(capsule);
     running = PyObject_CallMethod(self->loop, "is_running", NULL);
     PyErr_Clear();
     if (running != Py_True || may_be_closed(p)) {
         set_closable(p, 1);
     }
+    atomic_store(&self->w.stands, 0); /* whoever comes before a run is about to begin it */
     Py_XDECREF(running);
     return 0;
 }
@@ -499,8 +409,8 @@ lw_probe_uv_detach(Watch *self)
     }
     self->uv = NULL;
     p->watch = NULL;
-    uv.close(prepare_of(p), on_closed_prepare);
-    uv.close(check_of(p), on_closed_check);
+    lw_uv.close(prepare_of(p), on_closed_prepare);
+    lw_uv.close(check_of(p), on_closed_check);
     Py_CLEAR(self->probe);
     PyErr_Restore(type, value, traceback);
 }

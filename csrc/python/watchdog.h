@@ -56,6 +56,7 @@ typedef struct lw_watch {
     /* uvloop: the watchdog met the thread outside of its poll while the loop had no span, and how often since */
     uint64_t met_at;
     _Atomic int met;
+    _Atomic int stands; /* uvloop: no run goes on */
 } lw_watch;
 
 int lw_watchdog_start(void);             /* idempotent; -1 and errno */

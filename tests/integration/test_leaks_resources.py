@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -281,3 +282,14 @@ def test_callbacks_that_answer_anything_change_nothing() -> None:
     ran: list[bool] = []
     asyncio.run(main())
     assert ran == [True]
+
+
+def test_what_multiprocessing_keeps_for_itself_is_nobodys_leak() -> None:
+    """Its resource tracker is begun with the first lock, and lives as long as the process."""
+    program = (
+        "import multiprocessing\n"
+        "from loopwatch import no_leaks\n"
+        "with no_leaks(action='raise'):\n"
+        "    multiprocessing.get_context('spawn').Lock()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

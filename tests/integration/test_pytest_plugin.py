@@ -175,6 +175,8 @@ OUTCOMES = {
     "unittest::Untidy::test_nothing": FAILED,
     "unittest::UntidyAtEnd::test_nothing": FAILED,
     "unittest::PlainUntidyAtEnd::test_nothing": FAILED,
+    "unittest::UntidyCleanup::test_nothing": FAILED,
+    "unittest::PlainUntidyCleanup::test_nothing": FAILED,
     "unittest::Plain::test_nothing": PASSED,
     "unittest::Plain::test_thread_left": FAILED,
     "sync::test_nothing": PASSED,
@@ -183,6 +185,8 @@ OUTCOMES = {
     "sync::test_untidy_fixture": ERROR,
     "sync::test_untidy_teardown": ERROR,
     "sync::test_untidy_finalizer": ERROR,
+    "sync::test_fixture_cleans_what_another_began": PASSED,
+    "sync::test_wide_fixture_cleans_what_another_began": PASSED,
     "sync::test_runs_a_loop": PASSED,
     "sync::test_all_of_nothing": PASSED,
     "sync::test_opts_out": PASSED,
@@ -247,6 +251,8 @@ FINDINGS = {
         ("task", "by-untidy-setup", "asyncSetUp"): 1,
         ("task", "by-untidy-teardown", "asyncTearDown"): 1,
         ("thread", "by-plain-teardown", "tearDown"): 1,
+        ("task", "by-cleanup", "addCleanup"): 1,
+        ("thread", "by-plain-cleanup", "addCleanup"): 1,
         ("thread", "by-plain-case", "Plain::test_thread_left"): 1,
     },
     "sync": {
@@ -448,3 +454,42 @@ def test_unused_plugin_imports_nothing(tmp_path: Path) -> None:
 def test_a_descriptor_that_a_wider_fixture_holds_is_judged_with_that_fixture(tmp_path: Path) -> None:
     done = run(tmp_path, "--loopwatch", suites=("wide",), ini=INI + "loopwatch_action = raise\n")
     assert done.outcomes() == {"wide::test_uses_the_client": PASSED, "wide::test_forgets_a_socket": FAILED}, done.output
+
+
+WAITING = """
+import socket
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def first():
+    ours, theirs = socket.socketpair()
+    yield ours
+    ours.close()
+    theirs.close()
+
+
+@pytest.fixture
+def second(first):
+    ours, theirs = socket.socketpair()
+    yield ours
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("number", range(10))
+async def test_nothing(second, number):
+    pass
+"""
+
+
+def test_what_fixtures_hold_is_not_waited_for(tmp_path: Path) -> None:
+    """Each of them has its teardown to come: no grace period is spent on it before, in none of the tests."""
+    (tmp_path / "test_waiting.py").write_text(WAITING)
+    ended = run(tmp_path, "--loopwatch", "-v", "test_waiting.py", suites=())
+    assert ended.code == 0, ended.output
+    assert ended.report["findings"] == []
+    spent = sum(float(case.get("time", "0")) for case in ElementTree.parse(tmp_path / "junit.xml").iter("testcase"))
+    assert spent < 1.0, ended.output  # one grace period each, of 0.1 s, would be more

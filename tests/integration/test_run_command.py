@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 TARGETS = Path(__file__).parent.parent / "targets"
@@ -63,6 +64,15 @@ def test_stacks_in_json_begin_with_the_program(tmp_path: Path) -> None:
         for stack in (block["stack"], *(segment["stack"] for segment in block["segments"])):
             assert Path(stack[0]["file"]).resolve() == (tmp_path / "app.py").resolve()
             assert stack[0]["name"] == "<module>"
+
+
+def test_json_keeps_to_its_schema(tmp_path: Path) -> None:
+    write(tmp_path / "app.py", BLOCK + "\nmain()\n")
+    done = loopwatch_run("--threshold", 0.05, "--json", "out.json", "app.py", cwd=tmp_path)
+    schema = json.loads((Path(__file__).resolve().parents[2] / "docs/reference/report.schema.json").read_text())
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["blocks"], done.stderr
+    jsonschema.validate(report, schema)
 
 
 def test_code_runs_as_python_runs_it() -> None:

@@ -145,3 +145,39 @@ def test_small_threshold_reads_every_border() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         guard, longest = runner.run(main())
     assert max(block.duration for block in guard.blocks) == pytest.approx(longest, abs=0.002)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_loop_that_stands_still_does_not_block(blocks: bool) -> None:
+    """A guard may stay open between two runs: what the program does meanwhile is no time of the loop's."""
+    found: list[Any] = []
+    took = []
+
+    async def opens(event: asyncio.Event, go: asyncio.Event) -> None:
+        async with no_event_loop_blocking(action=found.extend, threshold=0.05):
+            event.set()
+            await go.wait()
+
+    def block() -> None:
+        began = time.monotonic()
+        time.sleep(0.08)
+        took.append(time.monotonic() - began)
+
+    loop = uvloop.new_event_loop()
+    event, go = asyncio.Event(), asyncio.Event()
+    task = loop.create_task(opens(event, go))
+    loop.run_until_complete(event.wait())
+    for turn in range(3):
+        time.sleep(0.12)
+        if blocks:
+            loop.call_soon(block)
+        if turn % 2:
+            loop.call_soon(loop.stop)
+            loop.run_forever()
+        else:
+            loop.run_until_complete(asyncio.sleep(0))
+    go.set()
+    loop.run_until_complete(task)
+    loop.close()
+    assert not vars(loop)
+    assert [block.duration for block in found] == pytest.approx(took, abs=0.02)

@@ -17,6 +17,7 @@ from loopwatch.leaks import owners
 from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.loopfds import descriptors_of_loops
 from loopwatch.leaks.origins import Resource, ResourceSession, creation_of, merged
+from loopwatch.leaks.processes import servant_descriptors
 from loopwatch.printable import printable
 from loopwatch.stacks import is_own
 
@@ -85,7 +86,8 @@ class LeakedDescriptor(Resource):
 class DescriptorKind(Kind):
     """Descriptors of the whole process that are open at the exit and were not, or were other files, at the entry.
 
-    Standard streams are left out; so is what an open event loop keeps for itself, which is the loop's matter.
+    Standard streams are left out; so is what an open event loop keeps for itself, which is the loop's matter, and by what
+    ``multiprocessing`` keeps its resource tracker and fork server alive.
     """
 
     name: ClassVar[str] = "descriptors"
@@ -112,9 +114,9 @@ class _Session(ResourceSession):
         fresh = [one for one in _core.descriptors_since(self._before) if one[0] >= _STANDARD]
         if not fresh:
             return []
-        loops = descriptors_of_loops(fresh)
+        kept = descriptors_of_loops(fresh) | servant_descriptors()
         for number, mode, device, inode in fresh:
-            if number in loops:
+            if number in kept:
                 continue
             origin = _core.opened_at(number, device, inode)
             leak = _leak(number, mode, origin)

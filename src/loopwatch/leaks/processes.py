@@ -15,7 +15,7 @@ from loopwatch.leaks.origins import Resource, ResourceSession, creation_of, merg
 if TYPE_CHECKING:
     from loopwatch.leaks.owners import Search
 
-__all__ = ["LeakedProcess", "ProcessKind"]
+__all__ = ["LeakedProcess", "ProcessKind", "servant_descriptors"]
 
 _STATES = {
     "R": "running",
@@ -109,7 +109,7 @@ class _Session(ResourceSession):
         children = _core.children_since(self._moment)
         if not children:
             return []
-        servants = _servants()
+        servants = servant_pids()
         for pid, state, _start, comm in children:
             if pid in servants:
                 continue
@@ -146,16 +146,25 @@ class _Session(ResourceSession):
         super().end()
 
 
-def _servants() -> set[int]:
+def servant_pids() -> set[int]:
     """The pids of processes that multiprocessing keeps for itself."""
+    return _of_servants("_pid", "_forkserver_pid")
+
+
+def servant_descriptors() -> set[int]:
+    """The descriptors by which it keeps them alive."""
+    return _of_servants("_fd", "_forkserver_alive_fd")
+
+
+def _of_servants(of_tracker: str, of_server: str) -> set[int]:
     found = set()
     for module, name, attribute in (
-        ("multiprocessing.resource_tracker", "_resource_tracker", "_pid"),
-        ("multiprocessing.forkserver", "_forkserver", "_forkserver_pid"),
+        ("multiprocessing.resource_tracker", "_resource_tracker", of_tracker),
+        ("multiprocessing.forkserver", "_forkserver", of_server),
     ):
-        pid = getattr(getattr(sys.modules.get(module), name, None), attribute, None)
-        if isinstance(pid, int):
-            found.add(pid)
+        number = getattr(getattr(sys.modules.get(module), name, None), attribute, None)
+        if isinstance(number, int):
+            found.add(number)
     return found
 
 

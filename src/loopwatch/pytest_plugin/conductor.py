@@ -2,10 +2,11 @@
 
 Each test body and each fixture is a ``Region``.  Blocks of the loop are judged where they happen.  What else a test's
 body leaves is judged at its end where nothing can clean it up any more, else after the teardown of its fixtures; what a
-fixture leaves, when that fixture is finished.
+fixture leaves, after the teardown in which it is finished.
 """
 
 import asyncio
+import functools
 import inspect
 import unittest
 from collections.abc import Generator, Iterable
@@ -157,6 +158,28 @@ class Conductor:
             regions.append(region)
             stretch = FixtureStretch(self._bench, OpenFixture(region))
             setattr(instance, name, wrap_test(getattr(instance, name), partial(_itself, stretch)))
+        regions.append(self._guard_cleanups(item, instance, state))
+
+    def _guard_cleanups(self, item: pytest.Function, instance: Any, state: ItemState) -> Region:
+        """The region of what addCleanup() added: it begins with the cleanup that is added last, after tearDown."""
+        region = Region(Owner(item.nodeid, "addCleanup", "function"), state.plan, self._bench.claims)
+        tear_down = instance.tearDown
+
+        async def begin_in_loop() -> None:
+            region.begin()
+
+        @functools.wraps(tear_down)
+        def torn_down() -> None:
+            try:
+                tear_down()
+            finally:
+                if isinstance(instance, unittest.IsolatedAsyncioTestCase):
+                    instance.addAsyncCleanup(begin_in_loop)
+                else:
+                    instance.addCleanup(region.begin)
+
+        instance.tearDown = torn_down
+        return region
 
     def _judge(self, state: ItemState, regions: Iterable[Region]) -> None:
         """Judge after the teardown of what may clean up; what is to be raised is kept in the state."""
@@ -166,14 +189,18 @@ class Conductor:
             state.raising += self._bench.judge.judge(region, state, state.ended, keep)
 
     def _fixture_finished(self, fixture: OpenFixture) -> None:
-        """The last finalizer of a fixture."""
+        """The last finalizer of a fixture.  What it left may be cleaned up by those that it asked for."""
         if fixture in self._bench.fixtures:
             self._bench.fixtures.remove(fixture)
         state = self._bench.state
         raising: list[BaseException] = []
         for region in fixture.regions():
-            region.settle_now()
-            region.cancel_now()
+            region.look()
+            if not region.frozen:
+                region.freeze()
+            if state is not None and region.undecided:
+                state.undecided.append(region)
+                continue
             if state is not None:
                 raising += self._bench.judge.judge(region, state, state.ended)
             region.end()
@@ -195,8 +222,10 @@ class Conductor:
 
     def _judge_late(self, state: ItemState) -> None:
         for region in state.undecided:
-            region.settle_now()
-            region.cancel_now()
+            region.look()
+            if region.undecided and region.keys() - self._bench.held_elsewhere(region):
+                region.settle_now()
+                region.cancel_now()
         self._judge(state, state.undecided)
         raising, state.raising = state.raising, []
         raise_for(raising)

@@ -53,7 +53,15 @@ def has_teardown(fixturedef: Any, function: Any, request: Any, added: bool) -> b
     if name == fixturedef.argname:
         return added or inspect.isasyncgenfunction(function)
     teardown = name.replace("setup", "teardown").replace("setUp", "tearDown")
-    return any(hasattr(owner, teardown) for owner in (request.cls, request.module))
+    return any(hasattr(_of_request(request, owner), teardown) for owner in ("cls", "module"))
+
+
+def _of_request(request: Any, name: str) -> object:
+    """The class or module of a request; None where its scope is wider than these."""
+    try:
+        return getattr(request, name)
+    except AttributeError:
+        return None
 
 
 def _name(fixturedef: Any) -> str:

@@ -20,7 +20,8 @@ from loopwatch.errors import LeakError
 from loopwatch.leaks.descriptors import LeakedDescriptor
 from loopwatch.leaks.effort import IN_TESTS, allow
 from loopwatch.leaks.kinds import Session
-from loopwatch.leaks.owners import Search, descriptor_types, number_of
+from loopwatch.leaks.owners import Search, descriptor_types, number_of, pid_of, process_types
+from loopwatch.leaks.processes import LeakedProcess
 from loopwatch.leaks.waiting import Rule, told
 from loopwatch.loops import running_loop
 
@@ -79,6 +80,7 @@ class Region:
         self.rules = rules
         self.troubles: list[str] = []
         self.loop: Any = None
+        self.frozen = False
         self._claims = claims
         self._watched: list[_Watched] = []
 
@@ -97,9 +99,10 @@ class Region:
         """Whether something is left that may still be cleaned up: a block cannot."""
         return any(each.found and each.rule.kind.name != _BLOCKING for each in self._watched)
 
-    @property
-    def leftover(self) -> bool:
-        return any(watched.found for watched in self._watched)
+    def keys(self) -> set[object]:
+        """What is left that may still be cleaned up, by identity."""
+        found = [each.found for each in self._watched if each.rule.kind.name != _BLOCKING]
+        return {identity(leak) for leaks in found for leak in leaks}
 
     @property
     def loop_closed(self) -> bool:
@@ -133,6 +136,7 @@ class Region:
 
     def freeze(self) -> None:
         """The owner's code is over: from now on only what is there now counts."""
+        self.frozen = True
         for watched in self._watched:
             watched.own = {identity(leak) for leak in watched.found}
             for key in watched.own:
@@ -142,26 +146,34 @@ class Region:
 
     async def settle(self, longest: float | None = None) -> None:
         """Look, and while something is left let the loop run on and look again; at most for the grace periods."""
-        for pause in self._looks(self._watched, longest):
+        await self._settle(self._watched, longest)
+
+    async def _settle(self, watched: Sequence[_Watched], longest: float | None) -> None:
+        for pause in self._looks(watched, longest):
             for _ in range(_TURNS):
                 await _turn()
             _pause(pause)
 
-    def settle_now(self, longest: float | None = None) -> None:
-        """The same where no loop runs; the region's own loop is run meanwhile, if it can be."""
-        self.look()
-        if not self.leftover:
+    def settle_now(self, longest: float | None = None, *, of_loop: bool = False) -> None:
+        """The same where no loop runs; the region's own loop is run meanwhile, if it can be.
+
+        ``of_loop``: only what belongs to a loop, which is about to be closed.
+        """
+        watched = [each for each in self._watched if each.rule.kind.needs_loop or not of_loop]
+        for each in reversed(watched):
+            self._look_at(each)
+        if not any(each.found for each in watched):
             return
         loop = self.loop
         if _can_run(loop):
-            coroutine = self.settle(longest)
+            coroutine = self._settle(watched, longest)
             try:
                 loop.run_until_complete(coroutine)
                 return
             except Exception as error:
                 coroutine.close()
                 self.troubles.append(f"the loop could not be run on: {error!r}")
-        for pause in self._looks([each for each in self._watched if not each.rule.kind.needs_loop], longest):
+        for pause in self._looks([each for each in watched if not each.rule.kind.needs_loop], longest):
             _pause(pause)
 
     def _looks(self, watched: Sequence[_Watched], longest: float | None) -> Generator[float, None, None]:
@@ -230,11 +242,13 @@ class Region:
         found = [leak for each in self._watched for leak in each.found]
         things = {identity(leak): [getattr(leak, name, None) for name in getattr(leak, "live", ())] for leak in found}
         numbers = {leak.fd: identity(leak) for leak in found if isinstance(leak, LeakedDescriptor)}
-        if numbers:
-            with allow(IN_TESTS):
-                owners = Search().owned_by(descriptor_types(), number_of, numbers)
-            for number, owner in owners.items():
-                things[numbers[number]] = [owner]
+        pids = {leak.pid: identity(leak) for leak in found if isinstance(leak, LeakedProcess)}
+        with allow(IN_TESTS):
+            search = Search()
+            owners = search.owned_by(descriptor_types(), number_of, numbers) if numbers else {}
+            reapers = search.owned_by(process_types(), pid_of, pids) if pids else {}
+        things.update({numbers[number]: [owner] for number, owner in owners.items()})
+        things.update({pids[pid]: [reaper] for pid, reaper in reapers.items()})
         return {key: known for key, thing in things.items() if (known := [one for one in thing if one is not None])}
 
     def verdict(self, keep: frozenset[object] = frozenset()) -> list[Found]:

@@ -67,7 +67,7 @@ class Bench:
     def look_around_now(self) -> None:
         """The same right before the loop is closed, where none runs."""
         for region in self.undecided():
-            region.settle_now()
+            region.settle_now(of_loop=True)
 
     def held_elsewhere(self, region: Region) -> frozenset[object]:
         """Hand what a wider fixture's value holds over to that fixture; returns what it is."""
@@ -80,7 +80,8 @@ class Bench:
             mine = {key for key, things in live.items() if ids.intersection(map(id, things))}
             if mine:
                 kept |= mine
-                fixture.late.append(region)
+                if region not in fixture.late:
+                    fixture.late.append(region)
                 break
         return frozenset(kept)
 
@@ -163,7 +164,7 @@ class FixtureStretch:
     async def over(self, error: BaseException | None) -> None:
         region, self._teardown = self._teardown, None
         if region is not None and error is None:
-            await region.settle()
+            await region.settle(SHORT_WAIT)
             region.freeze()
         elif region is not None:  # what a teardown leaves that broke off is no news
             self._fixture.late.remove(region)

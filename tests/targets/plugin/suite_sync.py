@@ -42,6 +42,53 @@ def untidy_finalizer(request):
     request.addfinalizer(threading.Thread(target=held.wait, name="by-sync-finalizer").start)  # noqa: PT021
 
 
+def begin(crew, name):
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait, name=name)
+    thread.start()
+    crew.append((done, thread))
+
+
+@pytest.fixture
+def crew():
+    members = []
+    yield members
+    for done, thread in members:
+        done.set()
+        thread.join()
+
+
+@pytest.fixture
+def member(crew):
+    begin(crew, "by-setup-for-crew")
+    yield
+    begin(crew, "by-teardown-for-crew")
+
+
+@pytest.fixture(scope="module")
+def wide_crew():
+    members = []
+    yield members
+    for done, thread in members:
+        done.set()
+        thread.join()
+
+
+@pytest.fixture
+def wide_member(wide_crew):
+    begin(wide_crew, "by-setup-for-wide-crew")
+    yield
+    begin(wide_crew, "by-teardown-for-wide-crew")
+
+
+def setup_module():
+    pass
+
+
+def teardown_module():
+    pass
+
+
 def setup_function():
     pass
 
@@ -67,6 +114,14 @@ def test_untidy_teardown(untidy_at_end, tidy):
 
 
 def test_untidy_finalizer(untidy_finalizer):
+    pass
+
+
+def test_fixture_cleans_what_another_began(member):
+    pass
+
+
+def test_wide_fixture_cleans_what_another_began(wide_member):
     pass
 
 

@@ -69,6 +69,22 @@ class UntidyAtEnd(unittest.IsolatedAsyncioTestCase):
         pass
 
 
+class UntidyCleanup(unittest.IsolatedAsyncioTestCase):
+    async def test_nothing(self):
+        self.addAsyncCleanup(self.begin)
+
+    async def begin(self):
+        asyncio.create_task(forever(), name="by-cleanup")
+
+
+class PlainUntidyCleanup(unittest.TestCase):
+    def setUp(self):
+        self.addCleanup(threading.Thread(target=held.wait, name="by-plain-cleanup").start)
+
+    def test_nothing(self):
+        pass
+
+
 class PlainUntidyAtEnd(unittest.TestCase):
     def tearDown(self):
         threading.Thread(target=held.wait, name="by-plain-teardown").start()
