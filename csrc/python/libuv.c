@@ -77,8 +77,8 @@ lw_libuv_find(void)
     *(void **)&lw_uv.is_closing = dlsym(lib, "uv_is_closing");
     *(void **)&lw_uv.backend_timeout = dlsym(lib, "uv_backend_timeout");
     *(void **)&lw_uv.now = dlsym(lib, "uv_now");
-    if (!lw_uv.prepare_init || !lw_uv.prepare_start || !lw_uv.check_init || !lw_uv.check_start || !lw_uv.close || !lw_uv.unref
-        || !lw_uv.handle_size || !lw_uv.backend_timeout || !lw_uv.now) {
+    if (!lw_uv.prepare_init || !lw_uv.prepare_start || !lw_uv.check_init || !lw_uv.check_start || !lw_uv.close
+        || !lw_uv.unref || !lw_uv.handle_size || !lw_uv.backend_timeout || !lw_uv.now) {
         why = "uvloop's extension module does not export libuv's functions";
         goto done;
     }

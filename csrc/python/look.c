@@ -59,7 +59,8 @@ look_uv(lw_watch *w, uint64_t now)
 {
     lw_syscall sys;
     uint64_t busy = atomic_load(&w->busy);
-    if (atomic_load(&w->stands) || (busy != 0 && busy != w->met_at) || lw_read_syscall(atomic_load(&w->tid), &sys) < 0) {
+    if (atomic_load(&w->stands) || (busy != 0 && busy != w->met_at)
+        || lw_read_syscall(atomic_load(&w->tid), &sys) < 0) {
         return;
     }
     const char *name = sys.state == LW_SYS_IN_CALL ? lw_syscall_name(sys.nr) : NULL;

@@ -86,8 +86,8 @@ class LeakedDescriptor(Resource):
 class DescriptorKind(Kind):
     """Descriptors of the whole process that are open at the exit and were not, or were other files, at the entry.
 
-    Standard streams are left out; so is what an open event loop keeps for itself, which is the loop's matter, and by what
-    ``multiprocessing`` keeps its resource tracker and fork server alive.
+    Standard streams are left out; so is what an open event loop keeps for itself, which is the loop's matter, and what
+    keeps the resource tracker and the fork server of ``multiprocessing`` alive.
     """
 
     name: ClassVar[str] = "descriptors"
