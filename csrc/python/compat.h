@@ -324,6 +324,26 @@ lw_weakref_get(PyObject *ref)
 #endif
 }
 
+/* Makes a weak reference of a class of its own, whose object is dead, refer to OP, which can be: it goes behind the one
+ * reference and the one proxy without a callback, which have the first places of an object's list. */
+static inline void
+lw_weakref_revive(PyWeakReference *ref, PyObject *op, PyObject *callback)
+{
+    PyWeakReference **list = (PyWeakReference **)PyObject_GET_WEAKREFS_LISTPTR(op), *before = *list;
+    while (before != NULL && before->wr_next != NULL && before->wr_next->wr_callback == NULL) {
+        before = before->wr_next;
+    }
+    ref->wr_object = op;
+    ref->wr_callback = Py_NewRef(callback);
+    ref->hash = -1;
+    ref->wr_prev = before;
+    ref->wr_next = before ? before->wr_next : NULL;
+    if (ref->wr_next != NULL) {
+        ref->wr_next->wr_prev = ref;
+    }
+    *(before ? &before->wr_next : list) = ref;
+}
+
 /* The table entry of a function written in C: what it is called, how, and the C function.  Every way to call it reads the
  * entry, the specialised instructions too. */
 static inline PyMethodDef *

@@ -139,31 +139,14 @@ take_spare(void)
     return record;
 }
 
-/* A dead record made a weak reference to TASK, or NULL.  It goes behind the one reference and the one proxy without a
- * callback, which have the first places of a list. */
+/* A dead record made a weak reference to TASK, or NULL. */
 static lw_task_record *
 spare_record(PyObject *task)
 {
-    PyWeakReference **list, *ref, *first;
     lw_task_record *record = Py_TYPE(task)->tp_weaklistoffset == 0 ? NULL : take_spare();
-    if (record == NULL) {
-        return NULL;
+    if (record != NULL) {
+        lw_weakref_revive(&record->ref, task, died_callback);
     }
-    ref = &record->ref;
-    list = (PyWeakReference **)PyObject_GET_WEAKREFS_LISTPTR(task);
-    first = *list;
-    while (first != NULL && first->wr_next != NULL && first->wr_next->wr_callback == NULL) {
-        first = first->wr_next;
-    }
-    ref->wr_object = task;
-    ref->wr_callback = Py_NewRef(died_callback);
-    ref->hash = -1;
-    ref->wr_prev = first;
-    ref->wr_next = first ? first->wr_next : NULL;
-    if (ref->wr_next != NULL) {
-        ref->wr_next->wr_prev = ref;
-    }
-    *(first ? &first->wr_next : list) = ref;
     return record;
 }
 
