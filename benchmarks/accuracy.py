@@ -122,6 +122,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=30, help="trials of each kind (default 30)")
     parser.add_argument("--kinds", default=",".join(FAULTS), help="comma-separated kinds of fault (default: all)")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a bar is missed")
+    parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio", help="whose loop (default asyncio)")
     parser.add_argument("--seed", type=int, default=None, help="seed of the random lengths and phases")
     parser.add_argument("--verbose", action="store_true", help="describe every trial that went wrong")
     options = parser.parse_args()
@@ -131,6 +132,11 @@ def main() -> int:
     seed = options.seed if options.seed is not None else random.randrange(1 << 32)
     random.seed(seed)
 
+    make_loop = None
+    if options.loop == "uvloop":
+        import uvloop
+
+        make_loop = uvloop.new_event_loop
     tallies = {name: Tally(name) for name in options.kinds.split(",")}
     for trial in range(options.trials):
         for name, tally in tallies.items():
@@ -139,11 +145,12 @@ def main() -> int:
             context = random.choice(list(CONTEXTS))
             pause = random.uniform(0.001, 0.06)
             gc.collect()
-            tally.add(run_trial(FAULTS[name], context, threshold, wanted_length(threshold, above), pause))
+            length = wanted_length(threshold, above)
+            tally.add(run_trial(FAULTS[name], context, threshold, length, pause, make_loop))
         print(f"\r{trial + 1}/{options.trials} rounds", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 
-    print("## Accuracy\n\n" + describe_machine() + f"; seed {seed}\n")
+    print(f"## Accuracy\n\n{describe_machine()}; {options.loop}; seed {seed}\n")
     print(HEAD + "\n" + "| --- |" + " ---: |" * 10)
     total = add_up(list(tallies.values()))
     for tally in [*tallies.values(), total]:

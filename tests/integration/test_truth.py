@@ -16,7 +16,7 @@ import pytest
 from targets.contexts import CONTEXTS
 from targets.faults import FAULTS
 from targets.registry import Fault
-from targets.trials import cause_of, culprit_names, run_trial, stack_names, tolerance
+from targets.trials import Outcome, cause_of, culprit_names, run_trial, stack_names, tolerance
 
 from loopwatch import EventLoopBlockError, no_event_loop_blocking
 
@@ -47,9 +47,7 @@ def spin(seconds: float) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize(("kind", "context"), CASES)
-def test_a_block_is_reported_once_with_its_length_line_and_cause(kind: str, context: str) -> None:
-    outcome = run_trial(FAULTS[kind], context, THRESHOLD, wanted=0.11)
+def assert_right(outcome: Outcome) -> None:
     said = outcome.describe()
     if not outcome.due:
         pytest.skip("others had the CPU: " + said)
@@ -58,6 +56,18 @@ def test_a_block_is_reported_once_with_its_length_line_and_cause(kind: str, cont
     assert outcome.stack_right, said
     assert outcome.culprit_right, said
     assert outcome.cause_right, said
+
+
+@pytest.mark.parametrize(("kind", "context"), CASES)
+def test_a_block_is_reported_once_with_its_length_line_and_cause(kind: str, context: str) -> None:
+    assert_right(run_trial(FAULTS[kind], context, THRESHOLD, wanted=0.11))
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("kind", EVERYWHERE)
+def test_a_block_on_uvloop_is_reported_as_truly(kind: str, context: str) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    assert_right(run_trial(FAULTS[kind], context, THRESHOLD, wanted=0.11, make_loop=uvloop.new_event_loop))
 
 
 @pytest.mark.parametrize("kind", EVERYWHERE)

@@ -1,7 +1,7 @@
 """Where a fault can happen: the ways in which a loop comes to run a function.
 
 Each context is a coroutine function that has ``call`` run once, on the loop it is awaited on, and returns after it.
-``RUNNERS`` says in which thread that loop runs.
+``run_in`` runs it, in the thread that the context asks for.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 Call = Callable[[], object]
 T = TypeVar("T")
+LoopFactory = Callable[[], asyncio.AbstractEventLoop] | None
 DEPTH = 300
 
 
@@ -89,18 +90,19 @@ CONTEXTS: dict[str, Callable[[Call], Awaitable[None]]] = {
 CONTEXTS["thread_loop"] = coroutine
 
 
-def run_here(main: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(main)
+def run_here(main: Coroutine[Any, Any, T], make_loop: LoopFactory = None) -> T:
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        return runner.run(main)
 
 
-def run_in_thread(main: Coroutine[Any, Any, T]) -> T:
+def run_in_thread(main: Coroutine[Any, Any, T], make_loop: LoopFactory = None) -> T:
     """Run the coroutine on a loop of its own in a thread of its own."""
     outcome: list[T] = []
     errors: list[BaseException] = []
 
     def work() -> None:
         try:
-            outcome.append(asyncio.run(main))
+            outcome.append(run_here(main, make_loop))
         except BaseException as error:
             errors.append(error)
 
@@ -112,5 +114,6 @@ def run_in_thread(main: Coroutine[Any, Any, T]) -> T:
     return outcome[0]
 
 
-def runner(context: str) -> Callable[[Coroutine[Any, Any, T]], T]:
-    return run_in_thread if context == "thread_loop" else run_here
+def run_in(context: str, main: Coroutine[Any, Any, T], make_loop: LoopFactory = None) -> T:
+    """Run the coroutine on a new loop, in the thread that the context asks for."""
+    return (run_in_thread if context == "thread_loop" else run_here)(main, make_loop)

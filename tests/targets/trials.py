@@ -15,7 +15,7 @@ from typing import Any
 
 from loopwatch import no_event_loop_blocking
 
-from .contexts import CONTEXTS, runner
+from .contexts import CONTEXTS, LoopFactory, run_in
 from .registry import Armed, Fault
 
 
@@ -126,14 +126,20 @@ async def watched(
 
 
 def run_trial(
-    fault: Fault, context: str, threshold: float, wanted: float, pause: float = 0.001, **options: Any
+    fault: Fault,
+    context: str,
+    threshold: float,
+    wanted: float,
+    pause: float = 0.001,
+    make_loop: LoopFactory = None,
+    **options: Any,
 ) -> Outcome:
     """Arm the fault, have it happen on a new loop, and compare."""
     armed = fault.arm(wanted)
     enabled = gc.isenabled()
     gc.disable()
     try:
-        blocks, stalls = runner(context)(watched(armed, context, threshold, pause, **options))
+        blocks, stalls = run_in(context, watched(armed, context, threshold, pause, **options), make_loop)
     finally:
         if enabled:
             gc.enable()
