@@ -53,6 +53,11 @@ KNOWN_GOOD: tuple[Ignore, ...] = (
         reason="anyio's pytest plugin runs the tests and fixtures of a whole scope in this task",
     ),
     Ignore(
+        qualname="_shutdown_process_pool_on_exit",
+        kind="task",
+        reason="anyio ends the worker processes of a loop in this task, when the loop is closed",
+    ),
+    Ignore(
         name=re.compile(r"^pytest_timeout "),
         kind="thread",
         reason="pytest-timeout's timer, cancelled when the test ends",
