@@ -223,8 +223,11 @@ begin_span(uv_probe *p, lw_watch *w)
     if (busy != 0) { /* the watchdog met a callback, or saw nobody wait */
         const lw_sampler *seen = &w->sampler;
         lw_watch_lock(w);
-        int met = p->poll == MAY_WAIT ? seen->span == busy && seen->n > 0 && !lw_syscall_is_poll(seen->segs[0].syscall)
-                                      : atomic_load(&w->met) > 1;
+        int met = atomic_load(&w->met) > 1;
+        if (p->poll == MAY_WAIT) { /* met before libuv's clock says the poll returned: that was set anew */
+            met = seen->span == busy && seen->n > 0 && !lw_syscall_is_poll(seen->segs[0].syscall)
+                  && seen->segs[0].first_ns + 1000000 < start;
+        }
         if (busy < start && met) {
             start = busy;
         }
