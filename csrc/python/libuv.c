@@ -69,6 +69,7 @@ lw_libuv_find(void)
     *(void **)&lw_uv.prepare_start = dlsym(lib, "uv_prepare_start");
     *(void **)&lw_uv.check_init = dlsym(lib, "uv_check_init");
     *(void **)&lw_uv.check_start = dlsym(lib, "uv_check_start");
+    *(void **)&lw_uv.check_stop = dlsym(lib, "uv_check_stop");
     *(void **)&lw_uv.close = dlsym(lib, "uv_close");
     *(void **)&lw_uv.unref = dlsym(lib, "uv_unref");
     *(void **)&lw_uv.handle_size = dlsym(lib, "uv_handle_size");
@@ -77,8 +78,8 @@ lw_libuv_find(void)
     *(void **)&lw_uv.is_closing = dlsym(lib, "uv_is_closing");
     *(void **)&lw_uv.backend_timeout = dlsym(lib, "uv_backend_timeout");
     *(void **)&lw_uv.now = dlsym(lib, "uv_now");
-    if (!lw_uv.prepare_init || !lw_uv.prepare_start || !lw_uv.check_init || !lw_uv.check_start || !lw_uv.close
-        || !lw_uv.unref || !lw_uv.handle_size || !lw_uv.backend_timeout || !lw_uv.now) {
+    if (!lw_uv.prepare_init || !lw_uv.prepare_start || !lw_uv.check_init || !lw_uv.check_start || !lw_uv.check_stop
+        || !lw_uv.close || !lw_uv.unref || !lw_uv.handle_size || !lw_uv.backend_timeout || !lw_uv.now) {
         why = "uvloop's extension module does not export libuv's functions";
         goto done;
     }

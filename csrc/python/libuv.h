@@ -24,6 +24,7 @@ typedef struct {
     int (*prepare_start)(void *handle, lw_uv_callback cb);
     int (*check_init)(void *loop, void *handle);
     int (*check_start)(void *handle, lw_uv_callback cb);
+    int (*check_stop)(void *handle);
     void (*close)(void *handle, lw_uv_callback cb);
     void (*unref)(void *handle);
     size_t (*handle_size)(int type);

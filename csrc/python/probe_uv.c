@@ -6,7 +6,7 @@
  *
  * While uvloop has callbacks to run, its idle handle is active and libuv polls
  * without waiting: such a poll only marks the border of an iteration, and the
- * check callback has nothing to do.  The border is kept in ticks of the CPU
+ * check callback has nothing to do (after some in a row it is given up).  The border is kept in ticks of the CPU
  * (ticks.h), and becomes a reading of the clock where a millisecond went by
  * since the last one: until then nothing can have been long.  So the begin that
  * the watchdog sees is up to a millisecond old, and the one of a block exact.
@@ -57,7 +57,13 @@ typedef struct {
     uint64_t border; /* the last border, in ticks; 0: the span's begin is exact */
     uint64_t marked; /* the last one that became a reading of the clock, in ticks */
     uint64_t millisecond; /* in ticks */
+    unsigned int steps; /* iterations in a row that only stepped */
+    int checking; /* the check callback is called */
 } uv_probe;
+
+#define STEPS_IN_A_ROW 64 /* then the check callback is given up until there is something to do for it */
+
+static void on_check(void *handle);
 
 #define ALIGNED(n) (((n) + 15) & ~(size_t)15)
 
@@ -109,15 +115,31 @@ set_closable(uv_probe *p, int closable)
     Py_DECREF(loop);
 }
 
+/* Whether the check callback is to be called. */
+static inline void
+set_checking(uv_probe *p, int checking)
+{
+    p->steps = 0;
+    if (checking != p->checking) {
+        p->checking = checking;
+        if (checking) {
+            lw_uv.check_start(check_of(p), on_check);
+        }
+        else {
+            lw_uv.check_stop(check_of(p));
+        }
+    }
+}
+
 /* The last border in ns, of which only ticks are known, before NOW.  The span that the watchdog saw begins there. */
 static uint64_t
-settle_border(uv_probe *p, lw_watch *w, uint64_t now, uint64_t ticks)
+settle_border(uv_probe *p, lw_watch *w, uint64_t now)
 {
     uint64_t busy = atomic_load_explicit(&w->busy, memory_order_relaxed), ago, start;
     if (p->border == 0 || busy == 0) {
         return busy;
     }
-    ago = lw_ticks_ns(ticks - p->border);
+    ago = lw_ticks_ns(lw_ticks() - p->border);
     start = ago < now && now - ago > busy ? now - ago : busy;
     if (lw_span_is_long(w, start, now)) {
         lw_watch_lock(w);
@@ -157,7 +179,6 @@ static void
 on_prepare(void *handle)
 {
     uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(sizeof(uv_probe)));
-    uint64_t ticks = 0;
     if (p->watch == NULL) {
         return;
     }
@@ -169,23 +190,28 @@ on_prepare(void *handle)
         if (p->watch == NULL) {
             return;
         }
+        set_checking(p, 1);
     }
     lw_watch *w = &p->watch->w;
     if (p->idle != NULL && lw_uv.is_active(p->idle)) {
-        ticks = lw_ticks();
+        uint64_t ticks = lw_ticks();
         p->poll = STEPS;
         if (ticks - p->marked < p->millisecond && w->stats == NULL) {
             p->border = ticks;
+            if (++p->steps == STEPS_IN_A_ROW && !p->closable) {
+                set_checking(p, 0);
+            }
             return;
         }
     }
     else {
+        set_checking(p, 1);
         p->poll = lw_uv.backend_timeout(p->loop) == 0 ? MAY_WAIT : WAITS;
         if (p->idle != NULL && lw_uv.is_closing(p->idle)) {
             p->idle = NULL;
         }
     }
-    uint64_t now = lw_now_ns(), start = settle_border(p, w, now, ticks ? ticks : lw_ticks());
+    uint64_t now = lw_now_ns(), start = settle_border(p, w, now);
     if (!end_span(p, w, start, &now)) {
         return;
     }
@@ -203,7 +229,7 @@ on_prepare(void *handle)
 static void
 end_run(uv_probe *p, lw_watch *w)
 {
-    uint64_t now = lw_now_ns(), start = settle_border(p, w, now, lw_ticks());
+    uint64_t now = lw_now_ns(), start = settle_border(p, w, now);
     if (end_span(p, w, start, &now)) {
         p->border = p->marked = 0;
         atomic_store(&w->stands, 1);
@@ -375,7 +401,7 @@ lw_probe_uv_attach(Watch *self)
     lw_uv.prepare_init(loop, prepare_of(p)); /* these four cannot fail */
     lw_uv.check_init(loop, check_of(p));
     lw_uv.prepare_start(prepare_of(p), on_prepare);
-    lw_uv.check_start(check_of(p), on_check);
+    set_checking(p, 1);
     lw_uv.unref(prepare_of(p));
     lw_uv.unref(check_of(p));
     p->idle = lw_libuv_idle(loop, prepare_of(p));
