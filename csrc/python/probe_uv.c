@@ -139,7 +139,7 @@ settle_border(uv_probe *p, lw_watch *w, uint64_t now)
     if (p->border == 0 || busy == 0) {
         return busy;
     }
-    ago = lw_ticks_ns(lw_ticks() - p->border);
+    ago = lw_ticks_between(p->border, lw_ticks(), now);
     start = ago < now && now - ago > busy ? now - ago : busy;
     if (lw_span_is_long(w, start, now)) {
         lw_watch_lock(w);
