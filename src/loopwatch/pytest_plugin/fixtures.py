@@ -53,15 +53,8 @@ def has_teardown(fixturedef: Any, function: Any, request: Any, added: bool) -> b
     if name == fixturedef.argname:
         return added or inspect.isasyncgenfunction(function)
     teardown = name.replace("setup", "teardown").replace("setUp", "tearDown")
-    return any(hasattr(_of_request(request, owner), teardown) for owner in ("cls", "module"))
-
-
-def _of_request(request: Any, name: str) -> object:
-    """The class or module of a request; None where its scope is wider than these."""
-    try:
-        return getattr(request, name)
-    except AttributeError:
-        return None
+    owners = [getattr(request, owner, None) for owner in ("cls", "module")]  # a wider request has neither, and raises
+    return any(hasattr(owner, teardown) for owner in owners)
 
 
 def _name(fixturedef: Any) -> str:

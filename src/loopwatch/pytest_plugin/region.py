@@ -1,4 +1,4 @@
-"""A region: one stretch of a test run whose leftovers have one owner, the body of a test or the setup of a fixture.
+"""A region: one stretch of a test run whose leftovers have one owner, a test's body, a fixture's setup or teardown.
 
 Its sessions begin where the owner's code begins, inside its event loop.  What is left when that code ends is the
 region's own; whether it is a leak is judged later, when every fixture that may clean it up is through.  Looking at what

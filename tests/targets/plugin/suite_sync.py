@@ -49,13 +49,17 @@ def begin(crew, name):
     crew.append((done, thread))
 
 
-@pytest.fixture
-def crew():
+def assemble():
     members = []
     yield members
     for done, thread in members:
         done.set()
         thread.join()
+
+
+@pytest.fixture
+def crew():
+    yield from assemble()
 
 
 @pytest.fixture
@@ -67,11 +71,7 @@ def member(crew):
 
 @pytest.fixture(scope="module")
 def wide_crew():
-    members = []
-    yield members
-    for done, thread in members:
-        done.set()
-        thread.join()
+    yield from assemble()
 
 
 @pytest.fixture
