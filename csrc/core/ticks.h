@@ -7,8 +7,8 @@
  * lw_ticks_ns() reads them again and uses all the time between, so the error of
  * a duration soon is below a millionth.
  *
- * No lock: whoever calls holds the GIL, but for lw_ticks() and
- * lw_ticks_between(), once lw_ticks_start() was called.  Ticks wrap around never. */
+ * No lock: whoever calls holds the GIL, but for lw_ticks() once lw_ticks_start()
+ * was called.  Ticks wrap around never. */
 #ifndef LW_TICKS_H
 #define LW_TICKS_H
 
@@ -68,16 +68,6 @@ lw_ticks_ns(uint64_t ticks)
 {
     lw_ticks_measure();
     return (uint64_t)((double)ticks / lw_ticks_rate);
-}
-
-/* For who does not hold the GIL: the time from TICKS to NOW, in ns; NOW was read together with NS, of the clock. */
-static inline uint64_t
-lw_ticks_between(uint64_t ticks, uint64_t now, uint64_t ns)
-{
-    if (lw_ticks_tsc <= 0 || now <= lw_ticks_at || ns <= lw_ticks_ns_at) {
-        return now - ticks;
-    }
-    return (uint64_t)((double)(now - ticks) * (double)(ns - lw_ticks_ns_at) / (double)(now - lw_ticks_at));
 }
 
 static inline uint64_t

@@ -4,17 +4,17 @@
  * polls and "check" handles just after.  Both callbacks run on the loop's
  * thread without the GIL; only a span that is long enough for a scope takes it.
  *
- * While uvloop has callbacks to run, its idle handle is active and libuv polls
- * without waiting: such a poll only marks the border of an iteration, and the
- * check callback has nothing to do (after some in a row it is given up).  The border is kept in ticks of the CPU
+ * Each poll is the border of two iterations.  It is kept in ticks of the CPU
  * (ticks.h), and becomes a reading of the clock where a millisecond went by
  * since the last one: until then nothing can have been long.  So the begin that
  * the watchdog sees is up to a millisecond old, and the one of a block exact.
  *
- * Where the handle is not active and libuv will not wait all the same
- * (uv_backend_timeout is 0), each border is read.  That function also says 0
- * while descriptors wait to be registered, so the check callback then asks the
- * clock whether time went by after all.
+ * While uvloop has callbacks to run, its idle handle is active and libuv polls
+ * without waiting: then the check callback has nothing to do, and after some
+ * such polls in a row it is given up.  Where the handle is not active and libuv
+ * will not wait all the same (uv_backend_timeout is 0), it may be that
+ * descriptors wait to be registered, so the check callback asks the clock
+ * whether time went by after all.
  *
  * libuv runs I/O callbacks (a protocol's data_received) inside its poll, before
  * the check callback.  Its clock, in milliseconds, was read as the poll
@@ -53,9 +53,8 @@ typedef struct {
     int wrapped;  /* this run goes through ours */
     void *idle;   /* borrowed: uvloop's handle; NULL: not found, or it is being closed */
     enum { WAITS, MAY_WAIT, STEPS } poll; /* what is known of the poll that comes or is on */
-    uint64_t polled; /* when it began; not read where it only steps */
-    uint64_t border; /* the last border, in ticks; 0: the span's begin is exact */
-    uint64_t marked; /* the last one that became a reading of the clock, in ticks */
+    uint64_t border; /* the last border, which is when the poll began, in ticks; 0: the span's begin is exact */
+    uint64_t marked, marked_ns; /* the last one that became a reading of the clock, on both clocks; less than a millisecond older */
     uint64_t millisecond; /* in ticks */
     unsigned int steps; /* iterations in a row that only stepped */
     int checking; /* the check callback is called */
@@ -131,16 +130,18 @@ set_checking(uv_probe *p, int checking)
     }
 }
 
-/* The last border in ns, of which only ticks are known, before NOW.  The span that the watchdog saw begins there. */
+/* When the span that ends at NOW began: at its border, or later if the poll waited.  The watchdog is told, if it is long. */
 static uint64_t
-settle_border(uv_probe *p, lw_watch *w, uint64_t now)
+settle_begin(uv_probe *p, lw_watch *w, uint64_t now)
 {
-    uint64_t busy = atomic_load_explicit(&w->busy, memory_order_relaxed), ago, start;
+    uint64_t busy = atomic_load_explicit(&w->busy, memory_order_relaxed), start;
     if (p->border == 0 || busy == 0) {
         return busy;
     }
-    ago = lw_ticks_between(p->border, lw_ticks(), now);
-    start = ago < now && now - ago > busy ? now - ago : busy;
+    start = p->marked_ns + (p->border - p->marked) * 1000000 / p->millisecond;
+    if (start < busy) {
+        start = busy;
+    }
     if (lw_span_is_long(w, start, now)) {
         lw_watch_lock(w);
         if (w->sampler.span == busy) {
@@ -193,15 +194,12 @@ on_prepare(void *handle)
         set_checking(p, 1);
     }
     lw_watch *w = &p->watch->w;
+    uint64_t ticks = lw_ticks();
+    int brief = ticks - p->marked < p->millisecond && w->stats == NULL;
     if (p->idle != NULL && lw_uv.is_active(p->idle)) {
-        uint64_t ticks = lw_ticks();
         p->poll = STEPS;
-        if (ticks - p->marked < p->millisecond && w->stats == NULL) {
-            p->border = ticks;
-            if (++p->steps == STEPS_IN_A_ROW && !p->closable) {
-                set_checking(p, 0);
-            }
-            return;
+        if (brief && ++p->steps == STEPS_IN_A_ROW && !p->closable) {
+            set_checking(p, 0);
         }
     }
     else {
@@ -211,17 +209,18 @@ on_prepare(void *handle)
             p->idle = NULL;
         }
     }
-    uint64_t now = lw_now_ns(), start = settle_border(p, w, now);
-    if (!end_span(p, w, start, &now)) {
-        return;
+    if (!brief) {
+        uint64_t now = lw_now_ns(), start = settle_begin(p, w, now);
+        if (!end_span(p, w, start, &now)) {
+            return;
+        }
+        p->marked_ns = now;
+        p->marked = ticks = lw_ticks();
+        lw_mark_busy(w, now);
     }
-    p->polled = now;
-    p->border = p->marked = p->poll == STEPS ? lw_ticks() : 0;
+    p->border = ticks;
     if (p->poll == WAITS) {
         atomic_store_explicit(&w->busy, 0, memory_order_release);
-    }
-    else {
-        lw_mark_busy(w, now);
     }
 }
 
@@ -229,7 +228,7 @@ on_prepare(void *handle)
 static void
 end_run(uv_probe *p, lw_watch *w)
 {
-    uint64_t now = lw_now_ns(), start = settle_border(p, w, now);
+    uint64_t now = lw_now_ns(), start = settle_begin(p, w, now);
     if (end_span(p, w, start, &now)) {
         p->border = p->marked = 0;
         atomic_store(&w->stands, 1);
@@ -242,7 +241,7 @@ static void
 begin_span(uv_probe *p, lw_watch *w)
 {
     uint64_t start = lw_uv.now(p->loop) * 1000000, busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
-    start = start < p->polled ? p->polled : start;
+    start = start < p->marked_ns ? p->marked_ns : start;
     if (p->poll == MAY_WAIT && busy != 0 && lw_now_ns() - busy < 1000000) {
         return; /* it did not */
     }
