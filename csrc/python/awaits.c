@@ -6,7 +6,7 @@
 #include "ownfiles.h"
 
 static getter fut_waiter;                        /* of asyncio's C Task */
-static PyObject *fut_waiter_str, *get_coro_str;  /* owned */
+static PyObject *fut_waiter_str, *get_coro_str, *own_coro_str; /* owned */
 
 /* The next link borrowed from its holder; NULL where the holder made it just for us. */
 static inline PyObject *
@@ -56,7 +56,12 @@ lw_await_coro(PyObject *task)
     if (is_c_task(task)) {
         return Py_XNewRef(*(PyObject **)((char *)task + lw_alay.task_coro));
     }
-    coro = PyObject_CallMethodNoArgs(task, get_coro_str);
+    if (lw_alay.task_type != 0 && PyObject_TypeCheck(task, (PyTypeObject *)lw_alay.task_type)) {
+        coro = PyObject_GetAttr(task, own_coro_str); /* 3.12's get_coro() crashes where an eager task gave it up */
+    }
+    else {
+        coro = PyObject_CallMethodNoArgs(task, get_coro_str);
+    }
     if (coro == NULL) {
         PyErr_Clear();
     }
@@ -251,6 +256,14 @@ await_site(PyObject *Py_UNUSED(module), PyObject *task)
 }
 
 static PyObject *
+task_coroutine(PyObject *Py_UNUSED(module), PyObject *task)
+{
+    lw_layout_asyncio();
+    PyObject *coro = lw_await_coro(task);
+    return coro != NULL ? coro : Py_NewRef(Py_None);
+}
+
+static PyObject *
 await_hashes(PyObject *Py_UNUSED(module), PyObject *tasks)
 {
     lw_await_site_info site;
@@ -274,6 +287,7 @@ await_hashes(PyObject *Py_UNUSED(module), PyObject *tasks)
 }
 
 static PyMethodDef functions[] = {
+    {"task_coroutine", task_coroutine, METH_O, "task_coroutine(task) -> what it runs, or None"},
     {"await_chain", await_chain, METH_O, "await_chain(task) -> (frames, awaited, links)"},
     {"await_site", await_site, METH_O, "await_site(task) -> (frame, awaited, hash, depth) or None"},
     {"await_hashes", await_hashes, METH_O, "await_hashes(list of tasks) -> list of int, 0 for one that does not wait"},
@@ -285,5 +299,9 @@ lw_awaits_init(PyObject *module)
 {
     fut_waiter_str = PyUnicode_InternFromString("_fut_waiter");
     get_coro_str = PyUnicode_InternFromString("get_coro");
-    return fut_waiter_str == NULL || get_coro_str == NULL ? -1 : PyModule_AddFunctions(module, functions);
+    own_coro_str = PyUnicode_InternFromString("_coro");
+    if (fut_waiter_str == NULL || get_coro_str == NULL || own_coro_str == NULL) {
+        return -1;
+    }
+    return PyModule_AddFunctions(module, functions);
 }

@@ -160,15 +160,15 @@ installed(PyObject *loop)
     lw_task_loop *self = NULL;
     PyObject *below = NULL, *result = NULL;
 
-    if (lw_tasklist_sees()) {
-        return new_factory(loop);
-    }
     below = factory_in_place(loop);
     if (below == NULL && PyErr_Occurred()) {
         if (!not_supported()) {
             return NULL;
         }
         PyErr_Clear(); /* a loop without task factories */
+        return new_factory(loop);
+    }
+    if (below == NULL && lw_tasklist_sees()) {
         return new_factory(loop);
     }
     if (below != NULL && Py_IS_TYPE(below, lw_task_factory_type)) { /* ours, on its way out or left over */

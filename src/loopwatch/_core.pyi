@@ -289,6 +289,9 @@ def future_end(future: Any) -> tuple[str, bool]: ...  # unknown pending returned
 def await_chain(task: object) -> tuple[list[RawFrame], Any, list[Any]]:
     """Frames and links of what a task, or a coroutine, awaits; between them the future (or other object) at the end."""
 
+def task_coroutine(task: object) -> Any:
+    """What a task runs, or None: for one that gave it up (an eager one that ended in its first step)."""
+
 def await_site(task: object) -> tuple[RawFrame, Any, int, int] | None:
     """Its innermost frame in the program's own code, what is awaited, a hash of the chain, its depth."""
 

@@ -100,6 +100,25 @@ def test_exceptions_nobody_retrieved(loop: Any) -> None:
     kept[0].exception()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in 3.12")
+def test_an_eager_task_that_fails_in_its_first_step() -> None:
+    def eager() -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+        return loop
+
+    async def body() -> None:
+        asyncio.create_task(fails(), name="at once")
+        asyncio.create_task(fails(), name="retrieved").exception()
+        gc.collect()
+
+    (leak,), told = guarded(TaskExceptionKind(), body, eager)
+    assert (leak.name, leak.qualname, leak.exception) == ("at once", "fails", "ValueError: on purpose")
+    assert leak.stack[-1].name == "fails"
+    assert leak.creation_stack[-1].line == 'asyncio.create_task(fails(), name="at once")'
+    assert told == ["Task exception was never retrieved"]
+
+
 @loops
 def test_coroutines_never_awaited(loop: Any) -> None:
     original = warnings._warn_unawaited_coroutine  # type: ignore[attr-defined]

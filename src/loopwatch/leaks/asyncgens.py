@@ -185,7 +185,7 @@ def _users(generators: Sequence[Any]) -> dict[int, str]:
     for task in tasks:
         if task is current:
             continue
-        for held in _reached(task.get_coro()):
+        for held in _reached(_core.task_coroutine(task)):
             if id(held) in wanted:
                 users.setdefault(id(held), f"pending task {task.get_name()!r}")
     return users

@@ -174,7 +174,7 @@ class _DestroyedSession(_HandlerSession):
         task = context.get("task")
         if not isinstance(task, asyncio.Task) or task.done() or "destroyed" not in str(context.get("message")):
             return
-        closed = getattr(task.get_coro(), "cr_frame", task) is None  # the garbage collector came to the coroutine first
+        closed = getattr(_core.task_coroutine(task), "cr_frame", task) is None  # the garbage collector came to the coroutine first
         stack: list[FrameSummary] = [] if closed else summary_from_raw(_core.await_chain(task)[0])
         leak = DestroyedTask(*_names(task), creation_stack=_creation(task), stack=stack or None)
         (self._found if self.mine(task) else self._apart).append(leak)
@@ -205,8 +205,12 @@ class _ExceptionSession(_HandlerSession):
 
 def _failed(task: Any, error: BaseException | None) -> TaskException:
     text = "".join(traceback.format_exception_only(error)).strip() if error is not None else "unknown"
-    frames: list[FrameSummary] = list(traceback.extract_tb(error.__traceback__)) if error is not None else []
-    return TaskException(*_names(task), creation_stack=_creation(task), stack=frames or None, exception=text)
+    trace = None if error is None else error.__traceback__
+    name, task_id, function = _names(task)
+    if not function and trace is not None:  # it ended in its first step, without its coroutine
+        function = trace.tb_frame.f_code.co_qualname
+    stack = list(traceback.extract_tb(trace)) or None
+    return TaskException(name, task_id, function, creation_stack=_creation(task), stack=stack, exception=text)
 
 
 def _names(task: Any) -> tuple[str, int, str]:

@@ -246,10 +246,7 @@ def task_name(task: Any) -> str:
 
 def coroutine_names(task: Any) -> tuple[str, str | None]:
     """The qualified name of a task's coroutine, and the module of its frame's globals."""
-    try:
-        coroutine = task.get_coro()
-    except Exception:
-        return "", None
+    coroutine = _core.task_coroutine(task)
     frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
     module = None if frame is None else frame.f_globals.get("__name__")
     name = getattr(coroutine, "__qualname__", None) or getattr(coroutine, "__name__", None) or ""

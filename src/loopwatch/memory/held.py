@@ -152,7 +152,7 @@ def _step(link: Link, last: bool) -> str:
 def describe(thing: object) -> str:
     """Say in a few words what an object is, without running any of its code."""
     if isinstance(thing, asyncio.Task) and type(thing).__module__ == "_asyncio":
-        return f"Task {printable(thing.get_name())!r} ({_coroutine_name(thing.get_coro())}, {_state(thing)})"
+        return f"Task {printable(thing.get_name())!r} ({coroutine_name(_core.task_coroutine(thing))}, {_state(thing)})"
     if type(thing) is asyncio.TimerHandle:
         seconds = thing.when() - thing._loop.time()  # type: ignore[attr-defined]
         return f"a timer due in {seconds:.1f} s" if seconds > 0 else "a timer that is due"
@@ -183,7 +183,9 @@ def type_name(kind: type) -> str:
     return name if module in ("builtins", None) else f"{module}.{name}"
 
 
-def _coroutine_name(coroutine: object) -> str:
+def coroutine_name(coroutine: object) -> str:
+    if coroutine is None:  # of an eager task that ended in its first step
+        return "its coroutine is gone"
     return str(getattr(coroutine, "__qualname__", None) or type(coroutine).__name__)
 
 

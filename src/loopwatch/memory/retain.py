@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loopwatch import _core
-from loopwatch.memory.held import Chain, describe, find_chain, type_name
+from loopwatch.memory.held import Chain, coroutine_name, find_chain, type_name
 
 _TASKS: tuple[type, ...] = (asyncio.Task, getattr(asyncio.tasks, "_PyTask", asyncio.Task))
 
@@ -107,8 +107,7 @@ def retained_tasks(limit: int = 10, own_frames: int = 2) -> list[RetainedTask]:
         chain = find_chain(box, own_frames, (tasks,))
         if chain is not None:
             state = "cancelled" if box[0].cancelled() else "done"
-            coroutine = box[0].get_coro()
-            name = str(getattr(coroutine, "__qualname__", None) or describe(coroutine))
+            name = coroutine_name(_core.task_coroutine(box[0]))
             found.append(RetainedTask(box[0].get_name(), name, state, chain, retained(box[0])))
     return found
 

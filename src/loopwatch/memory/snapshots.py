@@ -185,7 +185,7 @@ def _tasks_by_coroutine() -> Mapping[str, int]:
     counts: Counter[str] = Counter()
     for task in all_tasks_alive():
         if not task.done():
-            coroutine = task.get_coro()
+            coroutine = _core.task_coroutine(task)
             counts[str(getattr(coroutine, "__qualname__", None) or type_name(type(coroutine)))] += 1
     return dict(counts)
 
