@@ -174,7 +174,8 @@ class _DestroyedSession(_HandlerSession):
         task = context.get("task")
         if not isinstance(task, asyncio.Task) or task.done() or "destroyed" not in str(context.get("message")):
             return
-        closed = getattr(_core.task_coroutine(task), "cr_frame", task) is None  # the garbage collector came to the coroutine first
+        coroutine = _core.task_coroutine(task)
+        closed = getattr(coroutine, "cr_frame", task) is None  # the garbage collector came to the coroutine first
         stack: list[FrameSummary] = [] if closed else summary_from_raw(_core.await_chain(task)[0])
         leak = DestroyedTask(*_names(task), creation_stack=_creation(task), stack=stack or None)
         (self._found if self.mine(task) else self._apart).append(leak)
