@@ -54,7 +54,7 @@ typedef struct {
     void *idle;   /* borrowed: uvloop's handle; NULL: not found, or it is being closed */
     enum { WAITS, MAY_WAIT, STEPS } poll; /* what is known of the poll that comes or is on */
     uint64_t border; /* the last border, which is when the poll began, in ticks; 0: the span's begin is exact */
-    uint64_t marked, marked_ns; /* the last one that became a reading of the clock, on both clocks; less than a millisecond older */
+    uint64_t marked, marked_ns; /* the last one that was read on both clocks; less than a millisecond older */
     uint64_t millisecond; /* in ticks */
     unsigned int steps; /* iterations in a row that only stepped */
     int checking; /* the check callback is called */
