@@ -9,6 +9,7 @@
 #include "capture.h"
 #include "compat.h"
 #include "hang.h"
+#include "libuv.h"
 
 #define MS UINT64_C(1000000)
 #define TICK_MAX (100 * MS) /* a wake-up costs some 50 us of CPU on a virtual machine */
@@ -74,7 +75,9 @@ look_uv(lw_watch *w, uint64_t now)
         atomic_fetch_add(&w->met, 1);
     }
     else if (atomic_compare_exchange_strong(&w->busy, &busy, now)) {
+        uint64_t clock = w->libuv != NULL ? lw_uv.now(w->libuv) : 0;
         w->met_at = now;
+        w->met_clock = clock != atomic_load(&w->libuv_before) ? clock * MS : 0;
         atomic_store(&w->met, 1);
     }
 }

@@ -20,8 +20,8 @@
  * the check callback.  Its clock, in milliseconds, was read as the poll
  * returned, so after a wait the span begins with that millisecond, or with the
  * poll if that is later.  A callback that starts a timer sets that clock anew:
- * then the span begins where the watchdog met the thread outside of the poll
- * call (look.c), up to a quarter threshold later.
+ * then the span begins with what the clock said when the watchdog first met the
+ * thread outside of the poll call (look.c), up to a quarter threshold later.
  *
  * The handles are unref'd, so they keep no loop alive; their memory is freed by
  * their close callbacks.  uvloop's close() fails over handles that are not its
@@ -220,6 +220,7 @@ on_prepare(void *handle)
     }
     p->border = ticks;
     if (p->poll == WAITS) {
+        atomic_store_explicit(&w->libuv_before, lw_uv.now(p->loop), memory_order_relaxed);
         atomic_store_explicit(&w->busy, 0, memory_order_release);
     }
 }
@@ -254,7 +255,7 @@ begin_span(uv_probe *p, lw_watch *w)
                   && seen->segs[0].first_ns + 1000000 < start;
         }
         if (busy < start && met) {
-            start = busy;
+            start = p->poll == WAITS && w->met_clock > p->marked_ns && w->met_clock < busy ? w->met_clock : busy;
         }
         if (w->sampler.span == busy) { /* the samples taken meanwhile are of this span */
             w->sampler.span = start;
@@ -407,6 +408,9 @@ lw_probe_uv_attach(Watch *self)
     lw_ticks_start();
     p->millisecond = lw_ticks_of(1000000);
     self->uv = p;
+    lw_watch_lock(&self->w);
+    self->w.libuv = loop;
+    lw_watch_unlock(&self->w);
     p->closer = closer;
     p->runner = runner;
     Py_XSETREF(self->probe, pair);
@@ -435,6 +439,9 @@ lw_probe_uv_detach(Watch *self)
     if (p->closable) {
         set_closable(p, 0);
     }
+    lw_watch_lock(&self->w);
+    self->w.libuv = NULL;
+    lw_watch_unlock(&self->w);
     self->uv = NULL;
     p->watch = NULL;
     lw_uv.close(prepare_of(p), on_closed_prepare);
