@@ -1,7 +1,7 @@
 /* awaits.c: see awaits.h. */
 #include "awaits.h"
 
-#include "creation.h"
+#include "ownstack.h"
 #include "layout.h"
 #include "ownfiles.h"
 

@@ -1,12 +1,9 @@
 /* creation.h: where something was created, remembered cheaply.
  *
- * lw_creation_here() walks the frames of the calling thread, hashes their
- * instructions and looks the stack up in a table: equal stacks are one
- * lw_creation.  Nothing is decoded until somebody asks for the lines.
+ * lw_creation_here() walks the frames of the calling thread (ownstack.h) and
+ * looks the stack up in a table: equal stacks are one lw_creation.  Nothing is
+ * decoded until somebody asks for the lines.
  *
- * - The caller holds the GIL and walks its own frames, so they cannot change
- *   meanwhile: plain loads at the offsets that layout.h proved.  Where those
- *   are not proved, the public frame API gives the same answer, slower.
  * - An interned stack owns references to its code objects.  So an instruction
  *   address in the table names one code object and no other for as long as
  *   the entry lives, and comparing addresses is enough.
@@ -14,7 +11,6 @@
  *   somebody keeps the cache (lw_creation_keep), the last few stacks met are
  *   held, so that a loop that creates and ends one thing after the other does
  *   not build and free its stack each time.
- * - A stack deeper than LW_MAX_FRAMES keeps its inner and its outer part.
  *
  * Memory comes from the raw allocator, so that the hooks of allocs.h may call here.
  *
@@ -36,8 +32,6 @@ void lw_creation_incref(lw_creation *c);
 void lw_creation_decref(lw_creation *c); /* NULL is fine; may run Python code when it frees (code objects) */
 int lw_creation_decref_shared(lw_creation *c); /* 0, and nothing done, where this is the last reference */
 
-/* One RawFrame: the place of an instruction, by its byte offset (-1: not known) in its code. */
-PyObject *lw_code_frame(PyCodeObject *code, int offset);
 PyObject *lw_creation_frames(const lw_creation *c); /* a list of RawFrame, outermost first; [] for NULL */
 PyObject *lw_creation_frames_from(const lw_creation *c, int skip); /* the same without the SKIP innermost */
 PyCodeObject *lw_creation_code(const lw_creation *c, int i); /* borrowed: of the i-th place from within, or NULL */

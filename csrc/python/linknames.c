@@ -3,7 +3,7 @@
 
 #include "../core/saferead.h"
 #include "links.h"
-#include "creation.h"
+#include "ownstack.h"
 #include "layout.h"
 
 static PyObject *

@@ -16,6 +16,7 @@
 #include "awaits.h"
 #include "futurestate.h"
 #include "layout.h"
+#include "ownstack.h"
 
 #define LW_SITES 2048
 #define EXAMPLES 3
