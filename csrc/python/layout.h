@@ -1,16 +1,16 @@
 /* layout.h: how this interpreter's memory is laid out, and whether to trust it.
  *
  * Filled once at import, then only read, by any thread without a lock.
- * lw_layout_init() takes the offsets from compat.h and proves them: it walks
- * the stack of the thread that imports, through the same safe reads that the
- * watchdog uses, and compares names and lines with what the interpreter says
+ * lw_layout_init() takes the offsets from compat_layout.h and proves them: it
+ * walks the stack of the thread that imports, through the same safe reads that
+ * the watchdog uses, and compares names and lines with what the interpreter says
  * itself.  If anything differs, lw_layout_ok() is 0 for the process's life:
  * spans are still measured exactly (that needs no foreign memory), and blocks
  * say why they have no stack. */
 #ifndef LW_LAYOUT_H
 #define LW_LAYOUT_H
 
-#include "compat.h"
+#include "compat_layout.h"
 
 /* Offsets into asyncio's objects, found by looking into one of our own; 0 = not known. */
 typedef struct {
