@@ -453,6 +453,15 @@ def test_a_callback_of_asyncio_that_waits_is_no_c_function() -> None:
     assert [str(info) for info in watch(program, "sample", threshold_ms=10) if info.file is None] == []
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a program begun at a terminal: a shell's background job is born ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_telling_is_the_programs(engine: Any) -> None:
     def tells(info: BlockingCallInfo) -> None:
         signal.raise_signal(signal.SIGINT)

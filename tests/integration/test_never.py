@@ -159,6 +159,7 @@ def test_signals_are_handled_as_before() -> None:
         import asyncio, os, signal, threading
         from loopwatch import no_event_loop_blocking
         seen = []
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born ignoring it
         async def main():
             loop = asyncio.get_running_loop()
             both = asyncio.Event()
