@@ -5,21 +5,8 @@
 #include <stdlib.h>
 
 #include "../core/clock.h"
-#include "creation.h"
+#include "allocbook.h"
 #include "layout.h"
-
-#define FILTER_BITS 16
-#define SLOTS (LW_ALLOC_MAX * 2) /* half full at most */
-#define GRAVES 4096
-
-typedef struct {
-    uintptr_t at;          /* 0: free */
-    size_t size;
-    uint64_t weight;       /* bytes that it stands for */
-    uint64_t born_ns;
-    lw_creation *creation; /* owned or NULL */
-    PyObject *coroutine;   /* owned str or NULL */
-} sample;
 
 typedef struct {
     PyMemAllocatorDomain domain;
@@ -32,44 +19,12 @@ static struct {
     int64_t left;             /* bytes until the next sample */
     double mean;
     uint64_t random;
-    sample *slots;            /* owned, SLOTS of them, malloc; open addressing by address */
-    size_t live;
     uint64_t taken, dropped, started_ns;
-    struct {
-        lw_creation *creation;
-        PyObject *coroutine;
-    } graves[GRAVES];         /* owned last references, to be dropped where Python code may run */
-    int ngraves;
     PyObject *running_loop, *current_task; /* owned: asyncio's C functions, or NULL */
     PyObject *tasks_by_loop;               /* owned: what 3.11 has in place of current_task, a dict, or NULL */
 } state;
 
-static uint8_t filter[1 << FILTER_BITS]; /* samples by hash of their address; 255 stays for good */
 static hook hooks[2] = {{PYMEM_DOMAIN_MEM, {0}, 0}, {PYMEM_DOMAIN_OBJ, {0}, 0}};
-
-static inline uint64_t
-mix(uintptr_t at)
-{
-    return (uint64_t)(at >> 4) * 0x9E3779B97F4A7C15u;
-}
-
-static inline uint8_t *
-filter_at(uintptr_t at)
-{
-    return &filter[mix(at) >> (64 - FILTER_BITS)];
-}
-
-static size_t
-find(uintptr_t at)
-{
-    size_t i = (mix(at) >> 24) & (SLOTS - 1);
-    while (state.slots[i].at != 0 && state.slots[i].at != at) {
-        i = (i + 1) & (SLOTS - 1);
-    }
-    return i;
-}
-
-static int dig(void *unused);
 
 /* Bytes until the next sample: exponential with the mean asked for. */
 static int64_t
@@ -80,59 +35,6 @@ next_interval(void)
     state.random ^= state.random << 17;
     double uniform = ((double)(state.random >> 11) + 0.5) / 9007199254740992.0;
     return (int64_t)(-log(uniform) * state.mean) + 1;
-}
-
-static void
-bury(sample *s)
-{
-    lw_creation *creation = lw_creation_decref_shared(s->creation) ? NULL : s->creation;
-    PyObject *coroutine = s->coroutine;
-    if (coroutine != NULL && Py_REFCNT(coroutine) > 1) {
-        Py_CLEAR(coroutine);
-    }
-    if ((creation != NULL || coroutine != NULL) && state.ngraves < GRAVES) {
-        state.graves[state.ngraves].creation = creation;
-        state.graves[state.ngraves++].coroutine = coroutine;
-        if ((state.ngraves & (GRAVES / 8 - 1)) == 0) {
-            (void)Py_AddPendingCall(dig, NULL);
-        }
-    } /* a full yard keeps them for good: better than running code of the program's inside its own free() */
-    s->creation = NULL;
-    s->coroutine = NULL;
-}
-
-/* Drop what was buried; may run Python code. */
-static int
-dig(void *Py_UNUSED(unused))
-{
-    while (state.ngraves > 0) {
-        lw_creation *creation = state.graves[--state.ngraves].creation;
-        PyObject *coroutine = state.graves[state.ngraves].coroutine;
-        lw_creation_decref(creation);
-        Py_XDECREF(coroutine);
-    }
-    return 0;
-}
-
-static void
-strike_out(uintptr_t at)
-{
-    size_t i = find(at), hole, next;
-    if (state.slots[i].at == 0) {
-        return; /* another address with the same hash */
-    }
-    uint8_t *count = filter_at(at);
-    *count -= *count < 255;
-    bury(&state.slots[i]);
-    state.live--;
-    for (hole = i, next = (i + 1) & (SLOTS - 1); state.slots[next].at != 0; next = (next + 1) & (SLOTS - 1)) {
-        size_t home = (mix(state.slots[next].at) >> 24) & (SLOTS - 1);
-        if (((next - home) & (SLOTS - 1)) >= ((next - hole) & (SLOTS - 1))) { /* it may move up */
-            state.slots[hole] = state.slots[next];
-            hole = next;
-        }
-    }
-    state.slots[hole].at = 0;
 }
 
 /* The qualified name of the running task's coroutine: a new reference, or NULL.  Makes no object. */
@@ -168,22 +70,19 @@ take(uintptr_t at, size_t size)
     if (at == 0 || state.inside || !lw_thread_is_attached()) {
         return;
     }
-    if (state.live >= LW_ALLOC_MAX) {
+    if (lw_allocbook_live() >= LW_ALLOC_MAX) {
         state.dropped++;
         return;
     }
     state.inside = 1;
     int collecting = PyGC_Disable();
     PyErr_Fetch(&type, &value, &traceback);
-    strike_out(at); /* one that was freed behind our back */
-    sample new = {.at = at, .size = size, .born_ns = lw_now_ns()};
+    lw_allocbook_strike_out(at); /* one that was freed behind our back */
+    lw_alloc_sample new = {.at = at, .size = size, .born_ns = lw_now_ns()};
     new.weight = (uint64_t)((double)size / -expm1(-(double)size / state.mean));
     new.creation = lw_creation_here_quiet(0);
     new.coroutine = running_coroutine(); /* calls C functions: the table may change meanwhile */
-    state.slots[find(at)] = new;
-    uint8_t *count = filter_at(at);
-    *count += *count < 255;
-    state.live++;
+    lw_allocbook_put(&new);
     state.taken++;
     PyErr_Restore(type, value, traceback);
     if (collecting) {
@@ -204,8 +103,8 @@ allocated(void *at, size_t size)
 static inline void
 freed(void *at)
 {
-    if (*filter_at((uintptr_t)at) != 0 && at != NULL) {
-        strike_out((uintptr_t)at);
+    if (*lw_alloc_filter_at((uintptr_t)at) != 0 && at != NULL) {
+        lw_allocbook_strike_out((uintptr_t)at);
     }
 }
 
@@ -324,11 +223,8 @@ alloc_start(PyObject *Py_UNUSED(module), PyObject *arg)
         return PyErr_Format(PyExc_RuntimeError, "allocations cannot be sampled with this interpreter: %s",
                             lw_layout_text());
     }
-    if (state.slots == NULL) {
-        state.slots = calloc(SLOTS, sizeof(sample));
-        if (state.slots == NULL) {
-            return PyErr_NoMemory();
-        }
+    if (lw_allocbook_open() < 0) {
+        return PyErr_NoMemory();
     }
     lw_layout_asyncio();
     Py_XSETREF(state.running_loop, asyncio_function("_get_running_loop"));
@@ -352,24 +248,14 @@ static PyObject *
 alloc_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     state.on = 0;
-    memset(filter, 0, sizeof(filter)); /* what is freed from here on is not looked up: the table stands still */
+    lw_allocbook_blind();
     uninstall(&hooks[0]);
     uninstall(&hooks[1]);
-    for (size_t i = 0; state.slots != NULL && i < SLOTS; i++) {
-        if (state.slots[i].at != 0) {
-            state.slots[i].at = 0;
-            bury(&state.slots[i]);
-            if (state.ngraves == GRAVES) {
-                dig(NULL);
-            }
-        }
-    }
-    state.live = 0;
+    lw_allocbook_clear();
     if (!hooks[0].installed && !hooks[1].installed) {
-        free(state.slots);
-        state.slots = NULL;
+        lw_allocbook_free();
     }
-    dig(NULL);
+    lw_allocbook_dig();
     Py_CLEAR(state.running_loop);
     Py_CLEAR(state.current_task);
     Py_CLEAR(state.tasks_by_loop);
@@ -380,8 +266,8 @@ static PyObject *
 alloc_read(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     PyObject *list = NULL, *frames = NULL, *entry = NULL;
-    sample *copy = NULL;
-    size_t n = 0;
+    lw_alloc_sample *copy = NULL;
+    size_t n;
 
     if (!state.on) {
         PyErr_SetString(PyExc_RuntimeError, "allocations are not being sampled: start that first");
@@ -395,16 +281,9 @@ alloc_read(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
         return NULL;
     }
     state.inside++; /* what this makes is no part of the picture */
-    dig(NULL);
-    copy = malloc((state.live ? state.live : 1) * sizeof(sample));
+    lw_allocbook_dig();
+    copy = lw_allocbook_copy(&n); /* building the list frees and allocates */
     list = copy ? PyList_New(0) : PyErr_NoMemory();
-    for (size_t i = 0; list != NULL && i < SLOTS; i++) { /* a copy: building the list frees and allocates */
-        if (state.slots[i].at != 0) {
-            copy[n] = state.slots[i];
-            lw_creation_incref(copy[n].creation);
-            Py_XINCREF(copy[n++].coroutine);
-        }
-    }
     for (size_t i = 0; i < n; i++) {
         if (list != NULL) {
             frames = lw_creation_frames(copy[i].creation);
@@ -431,7 +310,7 @@ static PyObject *
 alloc_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     return Py_BuildValue("{s:O,s:n,s:K,s:K,s:d,s:K}", "on", state.on ? Py_True : Py_False, "live",
-                         (Py_ssize_t)state.live, "taken", (unsigned long long)state.taken, "dropped",
+                         (Py_ssize_t)lw_allocbook_live(), "taken", (unsigned long long)state.taken, "dropped",
                          (unsigned long long)state.dropped, "sample_bytes", state.mean, "started_ns",
                          (unsigned long long)state.started_ns);
 }
@@ -440,7 +319,7 @@ void
 lw_allocs_pause(void)
 {
     state.on = 0;
-    memset(filter, 0, sizeof(filter)); /* nor look up what is freed: pending calls are over */
+    lw_allocbook_blind(); /* nor look up what is freed: pending calls are over */
 }
 
 static PyMethodDef functions[] = {

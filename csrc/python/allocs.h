@@ -9,11 +9,9 @@
  * allocated it.
  *
  * - Not sampled: one subtraction for an allocation, one look at a byte for a
- *   free (a filter of counters by address).  So the cost is that of a call
- *   more, some nanoseconds.
+ *   free (allocbook.h).  So the cost is that of a call more, some nanoseconds.
  * - A hook runs inside somebody's malloc: it makes and drops no Python object,
- *   runs nothing of the program's, and takes memory from malloc() only.  Last
- *   references to stacks are dropped later, by a pending call or a reader.
+ *   runs nothing of the program's, and takes memory from malloc() only.
  * - Both domains are entered with the GIL held (the core serves one
  *   interpreter and refuses free-threaded builds), so there are no races.
  * - At most LW_ALLOC_MAX samples are kept; more are counted as dropped.
@@ -26,8 +24,6 @@
 #define LW_ALLOCS_H
 
 #include "compat.h"
-
-#define LW_ALLOC_MAX 65536
 
 void lw_allocs_pause(void); /* take no more samples: the interpreter ends */
 int lw_allocs_init(PyObject *module);
