@@ -9,7 +9,7 @@
 
 typedef struct {
     uintptr_t at, holder; /* at: 0 when unknown */
-    int locked, collecting;
+    int locked, collecting; /* locked: -1 when unknown */
 } gil_view;
 
 static void
@@ -17,7 +17,7 @@ view_gil(uintptr_t tstate, gil_view *gil)
 {
     uintptr_t interp = 0;
 
-    *gil = (gil_view){0, 0, 0, 0};
+    *gil = (gil_view){0, 0, -1, 0};
     if (!lw_layout_ok() || tstate == 0 || lw_read_ptr(tstate + lw_lay.ts_interp, &interp) < 0) {
         return;
     }
@@ -28,7 +28,7 @@ view_gil(uintptr_t tstate, gil_view *gil)
     if (gil->at != 0
         && (lw_read_ptr(gil->at + lw_lay.gil_holder, &gil->holder) < 0
             || lw_mem_read((const void *)(gil->at + lw_lay.gil_locked), &gil->locked, sizeof(gil->locked)) < 0)) {
-        gil->locked = 0;
+        gil->locked = -1;
     }
     if (lw_mem_read((const void *)(interp + lw_lay.in_gc_collecting), &gil->collecting, sizeof(gil->collecting)) < 0) {
         gil->collecting = 0;
@@ -64,7 +64,7 @@ lw_doing_read(uintptr_t tstate, pid_t tid, lw_doing *out)
         if (lw_syscall_is_futex(sys.nr) && gil.at != 0 && sys.args[0] >= gil.at
             && sys.args[0] < gil.at + lw_lay.gil_size) {
             out->state = LW_DOES_GIL;
-            out->holder = gil.locked && gil.holder != tstate ? gil.holder : 0;
+            out->holder = gil.locked == 1 && gil.holder != tstate ? gil.holder : 0;
             break;
         }
         out->state = lw_syscall_is_futex(sys.nr) ? LW_DOES_LOCK : LW_DOES_CALL;
@@ -76,6 +76,7 @@ lw_doing_read(uintptr_t tstate, pid_t tid, lw_doing *out)
         out->state = LW_DOES_RUN;
         out->gil_elsewhere = gil.locked == 1 && gil.holder != tstate;
         out->has_gil = gil.locked == 1 && gil.holder == tstate && tstate != 0;
+        out->without_gil = gil.locked == 0 || out->gil_elsewhere;
         out->collecting = gil.collecting == 1 && out->has_gil;
         break;
     default:

@@ -35,6 +35,7 @@ typedef struct {
     uintptr_t holder;  /* GIL: the thread state that has it, 0 when none or unknown */
     int has_gil;       /* RUN: this thread has the GIL */
     int gil_elsewhere; /* RUN: another thread has the GIL */
+    int without_gil;   /* RUN: this thread surely has not the GIL, whoever else */
     int collecting;    /* RUN: and the garbage collector runs in it */
 } lw_doing;
 

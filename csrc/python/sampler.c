@@ -11,8 +11,9 @@
 #include "requests.h"
 #include "taskname.h"
 
-const char *const lw_cause_names[LW_CAUSES] = {"python",  "c_call",  "syscall", "lock",   "gil",
-                                               "starved", "stopped", "gc",      "import", "unknown"};
+const char *const lw_cause_names[LW_CAUSES] = {"python", "c_call",  "c_call_released", "syscall", "lock",
+                                               "gil",    "starved", "stopped",         "gc",      "import",
+                                               "unknown"};
 _Atomic uint64_t lw_count_samples, lw_count_failed;
 
 /* A watchdog that was woken on the CPU of the thread it looks at sees it stand
@@ -139,7 +140,7 @@ weigh(lw_sampler *s, uintptr_t tstate, int tid, uint64_t now, evidence *ev)
         }
         ev->running = 1;
         ev->without_gil = now_does.gil_elsewhere;
-        ev->cause = now_does.collecting ? LW_GC : LW_C_CALL;
+        ev->cause = now_does.collecting ? LW_GC : now_does.without_gil ? LW_C_RELEASED : LW_C_CALL;
         break;
     default:
         break;

@@ -50,7 +50,8 @@ enum lw_mark {
 
 enum lw_cause {
     LW_PYTHON,
-    LW_C_CALL,
+    LW_C_CALL, /* that holds the GIL, or none knows */
+    LW_C_RELEASED, /* that released it */
     LW_SYSCALL,
     LW_LOCK,
     LW_GIL,

@@ -45,7 +45,7 @@ class RawBlock(TypedDict):
     dropped: int  # samples that found no room
     captured: int  # segments whose stack was taken under the GIL, as memory cannot be read from outside
 
-CAUSES: Final[tuple[str, ...]]  # python c_call syscall lock gil starved stopped gc import unknown
+CAUSES: Final[tuple[str, ...]]  # python c_call c_call_released syscall lock gil starved stopped gc import unknown
 LAYOUT: Final[str]  # "exact" | "fallback: why": how stacks of other threads are read
 
 class Scope:

@@ -22,6 +22,7 @@ class Cause(enum.StrEnum):
 
     PYTHON = "python"
     C_CALL = "c_call"
+    C_CALL_RELEASED = "c_call_released"
     SYSCALL = "syscall"
     LOCK = "lock"
     GIL = "gil"
@@ -43,6 +44,7 @@ class Cause(enum.StrEnum):
 _SENTENCES = {
     Cause.PYTHON: "Python code",
     Cause.C_CALL: "C call that holds the GIL",
+    Cause.C_CALL_RELEASED: "C call that released the GIL",
     Cause.SYSCALL: "system call",
     Cause.LOCK: "waits for a lock",
     Cause.GIL: "GIL held by another thread",

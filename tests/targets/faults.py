@@ -32,7 +32,7 @@ __all__ = ["FAULTS", "Armed", "Fault"]
 
 usleep_holding_gil = ctypes.PyDLL(None).usleep
 HOLDS = "runs in C, holds the GIL, makes no system call"
-RELEASES = "runs in C without the GIL and makes no system call: still the C call, only its text may differ"
+RELEASES = "runs in C without the GIL and makes no system call"
 
 
 @cache
@@ -121,7 +121,7 @@ class Query:
 COUNT = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < ?) SELECT count(*) FROM c"
 
 
-@fault(Query, {"c_call"}, RELEASES, calibrated=True)
+@fault(Query, {"c_call_released"}, RELEASES, calibrated=True)
 def sqlite_query(query: Query) -> object:
     return query.connection.execute(COUNT, (query.rows,)).fetchone()  # culprit:sqlite_query
 
@@ -131,12 +131,12 @@ def text() -> bytes:
     return b"".join(b"%d;" % (x % 10_000) for x in numbers())
 
 
-@fault(lambda units: text()[: int(units)], {"c_call"}, RELEASES, calibrated=True)
+@fault(lambda units: text()[: int(units)], {"c_call_released"}, RELEASES, calibrated=True)
 def zlib_compress(data: bytes) -> object:
     return zlib.compress(data, 9)  # culprit:zlib_compress
 
 
-@fault(int, {"c_call"}, RELEASES, calibrated=True)
+@fault(int, {"c_call_released"}, RELEASES, calibrated=True)
 def pbkdf2(rounds: int) -> object:
     return hashlib.pbkdf2_hmac("sha256", b"password", b"salt", max(1, rounds))  # culprit:pbkdf2
 

@@ -16,7 +16,7 @@ FRESH = 1
 FROM_C = 2
 _COROUTINE = 0x80 | 0x100 | 0x200  # CO_COROUTINE, CO_ITERABLE_COROUTINE, CO_ASYNC_GENERATOR
 _OUTER_KEPT = 28  # of a very deep stack (LW_KEEP_OUTER)
-_IN_C = frozenset({"c_call", "syscall", "lock", "gc"})
+_IN_C = frozenset({"c_call", "c_call_released", "syscall", "lock", "gc"})
 _BESIDE_C = frozenset({"gil", "starved", "stopped", "unknown"})  # a C call goes on meanwhile
 
 
