@@ -10,6 +10,7 @@ import copy
 import functools
 import linecache
 import os
+import re
 import sys
 import sysconfig
 import traceback
@@ -139,21 +140,34 @@ def _is_runpy(filename: str) -> bool:
     return filename == "<frozen runpy>" or (filename.endswith("/runpy.py") and is_library(filename))
 
 
-_LOOP_FRAMES = ("_run_once", "run_forever", "run_until_complete", "Runner.run", "unrolled_run")
+_LOOP_FRAMES = frozenset({"_run_once", "run_forever", "unrolled_run"})
+_RUNS_A_LOOP = re.compile(r"\brun_(until_complete|forever)\(")
+_BEFORE_IT_RUNS = frozenset({"run_until_complete", "run_forever", "ensure_future", "_ensure_future", "create_task"})
+
+
+def _runs_the_loop(frames: Sequence[traceback.FrameSummary], number: int) -> bool:
+    """Tell whether the frame after this one is what an event loop called; loops of C code show by the call of them."""
+    frame = frames[number]
+    if frame.name in _LOOP_FRAMES and is_library(frame.filename):
+        return True
+    if not _RUNS_A_LOOP.search(frame.line or ""):
+        return False
+    below = frames[number + 1] if number + 1 < len(frames) else None
+    return below is None or below.name not in _BEFORE_IT_RUNS or not is_runner(below.filename)
 
 
 def user_frame(frames: Sequence[traceback.FrameSummary]) -> traceback.FrameSummary | None:
     """The innermost frame of the program's own code, the line to fix.
 
     Only what the loop called counts: the line that started the loop is nobody's fault.  Where that holds none of the
-    program's own, the innermost one that is not the loop's own; where it holds none of these either, the innermost.
-    None for an empty stack.
+    program's own, the innermost one that is not the loop's own; where it holds none of these either, or where the loop
+    called C code, the innermost.  None for an empty stack.
     """
     called = 0
-    for number, frame in enumerate(frames):
-        if frame.name.endswith(_LOOP_FRAMES) and is_library(frame.filename):
+    for number in range(len(frames)):
+        if _runs_the_loop(frames, number):
             called = number + 1
-    inside = frames[called:] or frames
+    inside = frames[called:] or frames[-1:]
     for skip in (is_library, is_runner):
         for frame in reversed(inside):
             if not skip(frame.filename):

@@ -2,7 +2,10 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +89,29 @@ def test_block_in_data_received_while_another_connection_closes() -> None:
         guard, took = runner.run(main())
     durations = [block.duration for block in guard.blocks]
     assert durations == pytest.approx(took, abs=0.03)
+
+
+def test_a_block_in_a_library_is_told_at_its_line(tmp_path: Path) -> None:
+    """uvloop is C code: no frame of it tells where the program ends and the callback begins."""
+    program, library = tmp_path / "program.py", tmp_path / "site-packages" / "library.py"
+    library.parent.mkdir()
+    library.write_text("import time\n\ndef blocks():\n    time.sleep(0.3)\n")
+    program.write_text(
+        "import asyncio, sys, uvloop\n"
+        f"sys.path.insert(0, {str(library.parent)!r})\n"
+        "import library\n"
+        "async def main():\n"
+        "    asyncio.get_running_loop().call_soon(library.blocks)\n"
+        "    await asyncio.sleep(0.01)\n"
+        "if sys.argv[1] == 'run':\n"
+        "    uvloop.run(main())\n"
+        "else:\n"
+        "    uvloop.new_event_loop().run_until_complete(main())\n"
+    )
+    for how in ("run", "loop"):
+        command = [sys.executable, "-m", "loopwatch", "run", str(program), how]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert "site-packages/library.py:4 in blocks  cause: system call clock_nanosleep" in done.stderr, done.stderr
 
 
 def test_waiting_is_no_block() -> None:

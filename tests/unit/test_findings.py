@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import threading
 import traceback
 from pathlib import Path
@@ -172,6 +174,33 @@ def test_the_line_to_fix_is_the_programs_own() -> None:
     assert user_frame(frames) is frames[0]
     assert user_frame(frames[1:]) is frames[1]
     assert user_frame(()) is None
+
+
+def line_of(filename: str, name: str, text: str) -> traceback.FrameSummary:
+    return traceback.FrameSummary(filename, 1, name, line=text)
+
+
+STARTS = line_of("/app/main.py", "main", "loop.run_until_complete(serve())")
+LIBRARY = line_of("/v/site-packages/lib/mid.py", "call", "time.sleep(1)")
+ASYNCIO = os.path.join(os.path.dirname(asyncio.__file__), "")
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        ([LIBRARY], LIBRARY),  # a loop written in C has no frame: what it called counts
+        ([LIBRARY, line_of("/app/deep.py", "deep", "x()")], "/app/deep.py"),
+        ([], STARTS),
+        ([line_of(ASYNCIO + "base_events.py", "run_forever", "self._run_once()"), LIBRARY], LIBRARY),
+        ([line_of(ASYNCIO + "base_events.py", "_run_once", "handle._run()"), LIBRARY], LIBRARY),
+        # a task that run_until_complete() itself made
+        ([line_of(ASYNCIO + "tasks.py", "ensure_future", "return loop.create_task(coro)")], STARTS),
+    ],
+)
+def test_the_line_that_starts_a_loop_is_not_to_blame(inside: list[Any], expected: Any) -> None:
+    frame = user_frame([STARTS, *inside])
+    assert frame is not None and expected in (frame, frame.filename)
+
 
 
 def test_a_block_is_immutable_and_hashable(raw: Any) -> None:
