@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "../core/procfs.h"
@@ -116,13 +117,20 @@ say_thread(int fd, uintptr_t tstate, int tid, const char *what)
 }
 
 void
-lw_hang_report(int fd, uintptr_t tstate, int tid, uint64_t age_ns)
+lw_hang_report(int fd, uintptr_t tstate, int tid, uint64_t age_ns, const char *running)
 {
     uintptr_t interp, other;
     unsigned long native;
 
-    say(fd, "loopwatch: HANG: an event loop has not come back for %llu.%01llu s (process %d)\n",
-        (unsigned long long)(age_ns / 1000000000), (unsigned long long)(age_ns / 100000000 % 10), (int)getpid());
+    struct timespec now = {0, 0};
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    int second = (int)(now.tv_sec % 86400); /* in UTC: localtime() takes a lock */
+    say(fd, "loopwatch: HANG: an event loop has not come back for %llu.%01llu s (process %d, %02d:%02d:%02d UTC)\n",
+        (unsigned long long)(age_ns / 1000000000), (unsigned long long)(age_ns / 100000000 % 10), (int)getpid(),
+        second / 3600, second / 60 % 60, second % 60);
+    if (running != NULL) {
+        say(fd, "  It runs '%s'\n", running);
+    }
     say_thread(fd, tstate, tid, "The loop's thread");
     if (!lw_layout_ok() || lw_read_ptr(tstate + lw_lay.ts_interp, &interp) < 0
         || lw_read_ptr(interp + lw_lay.in_threads, &other) < 0) {

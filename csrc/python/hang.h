@@ -11,6 +11,6 @@
 
 #include <stdint.h>
 
-void lw_hang_report(int fd, uintptr_t tstate, int tid, uint64_t age_ns);
+void lw_hang_report(int fd, uintptr_t tstate, int tid, uint64_t age_ns, const char *running);
 
 #endif

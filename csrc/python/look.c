@@ -28,13 +28,27 @@ static struct {
     _Atomic uint64_t span;
 } stress; /* under the reading lock */
 
-/* The descriptor hang reports go to, or -1 when it is another file by now. */
+static int
+is_hang_file(int fd)
+{
+    struct stat now;
+    return fstat(fd, &now) == 0 && now.st_dev == hang_file.st_dev && now.st_ino == hang_file.st_ino;
+}
+
+/* The descriptor hang reports go to: ours, stderr where the program closed ours but not that, else -1. */
 static int
 hang_target(void)
 {
-    struct stat now;
-    int same = fstat(hang_fd, &now) == 0 && now.st_dev == hang_file.st_dev && now.st_ino == hang_file.st_ino;
-    return same ? hang_fd : -1;
+    return is_hang_file(hang_fd) ? hang_fd : is_hang_file(2) ? 2 : -1;
+}
+
+/* The task or callback that the newest sample met, or NULL. */
+static const char *
+running_now(const lw_sampler *s)
+{
+    const lw_segment *seg = s->n > 0 ? &s->segs[s->n - 1] : NULL;
+    uint32_t name = seg == NULL ? 0 : seg->task != 0 ? seg->task : seg->callback;
+    return name != 0 ? s->text.base + name : NULL;
 }
 
 /* A loop without a probe: is its thread in its own poll?  epoll's calls are a
@@ -124,7 +138,7 @@ look_closely(lw_watch *w, uint64_t busy, uint64_t now)
     }
     if (report != 0 && age >= (s->hang_next ? s->hang_next : report)) {
         s->hang_next = (s->hang_next ? s->hang_next : report) * 2;
-        lw_hang_report(hang_target(), atomic_load(&w->tstate), tid, age);
+        lw_hang_report(hang_target(), atomic_load(&w->tstate), tid, age, running_now(s));
     }
     lw_unlock();
     return w->next_ns;

@@ -11,9 +11,8 @@
 #include "requests.h"
 #include "taskname.h"
 
-const char *const lw_cause_names[LW_CAUSES] = {"python", "c_call",  "c_call_released", "syscall", "lock",
-                                               "gil",    "starved", "stopped",         "gc",      "import",
-                                               "unknown"};
+const char *const lw_cause_names[LW_CAUSES] = {
+    "python", "c_call", "c_call_released", "syscall", "lock", "gil", "starved", "stopped", "gc", "import", "unknown"};
 _Atomic uint64_t lw_count_samples, lw_count_failed;
 
 /* A watchdog that was woken on the CPU of the thread it looks at sees it stand

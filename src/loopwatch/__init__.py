@@ -2,6 +2,8 @@
 
 Names are imported when they are first asked for: a tool that only has loopwatch beside it, such as a run of pytest that
 puts no test under guard, pays nothing.
+
+PYTEST_DONT_REWRITE: else pytest warns where ``loopwatch run -m pytest`` has imported it first.
 """
 
 import importlib

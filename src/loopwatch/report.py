@@ -174,7 +174,8 @@ def summary_text(summary: Summary, paint: Paint = plain, process: int | None = N
         head = paint("bad", f"{name}: {number} of {length}")
     else:
         head = f"{name}: no block of {length}"
-    lines = [f"{head} in {summary.elapsed:.1f}s; {_loops_text(summary)}"]
+    lines = [f"{name}: NOT WATCHED: {printable(reason)}" for reason in summary.unwatched]
+    lines.append(f"{head} in {summary.elapsed:.1f}s; {_loops_text(summary)}")
     if summary.count:
         lines.append(paint("dim", f"{'count':>7}  {'total':>9}  {'longest':>9}  where, and why"))
     groups = summary.groups
@@ -194,7 +195,6 @@ def summary_text(summary: Summary, paint: Paint = plain, process: int | None = N
         )
     if summary.dropped_samples:
         lines.append(f"  dropped: {summary.dropped_samples} samples found no room")
-    lines += [f"  NOT WATCHED: {printable(reason)}" for reason in summary.unwatched]
     return "\n".join(lines) + "\n"
 
 

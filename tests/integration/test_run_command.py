@@ -49,10 +49,60 @@ def test_a_hang_is_reported_without_the_launcher_and_without_control_characters(
         finally:
             process.kill()
     assert lines[0].startswith("loopwatch: HANG: "), lines
-    assert lines[2].startswith(f'    File "{TARGETS / "hangs.py"}", line '), lines
-    assert lines[2].endswith("in <module>")
+    assert re.search(r"\(process \d+, \d\d:\d\d:\d\d UTC\)$", lines[0]), lines
+    assert lines[1] == "  It runs 'Task-1'"
+    assert lines[3].startswith(f'    File "{TARGETS / "hangs.py"}", line '), lines
+    assert lines[3].endswith("in <module>")
     assert any("line 2, in stuck?[31m??1m" in line for line in lines), lines
     assert all(line.isprintable() for line in lines)
+
+
+def test_a_hang_is_reported_after_the_program_closed_all_descriptors(tmp_path: Path) -> None:
+    write(
+        tmp_path / "app.py",
+        """
+        import asyncio, os, time
+        async def main():
+            time.sleep(0.6)
+        os.closerange(3, 1024)
+        asyncio.run(main())
+        """,
+    )
+    done = loopwatch_run("--hang-after", 0.2, "app.py", cwd=tmp_path)
+    assert "loopwatch: HANG: " in done.stderr and 'app.py", line 4, in main' in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_program_that_ends_by_os_exit_is_reported(tmp_path: Path, status: int) -> None:
+    write(tmp_path / "app.py", BLOCK + f"\nmain()\nimport os\nos._exit({status})\n")
+    done = loopwatch_run("--threshold", 0.05, "--json", "out.json", "--fail-on-block", "app.py", cwd=tmp_path)
+    assert done.returncode == (86 if status == 0 else status), done.stderr
+    assert "loopwatch: 1 block of 0.050s or longer" in done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["block_count"] == 1
+
+
+def test_a_forked_child_does_not_answer_for_what_its_parent_started_afresh(tmp_path: Path) -> None:
+    write(
+        tmp_path / "app.py",
+        BLOCK
+        + """
+import os, multiprocessing.popen_spawn_posix
+pid = os.fork()
+main()
+if pid:
+    os.waitpid(pid, 0)
+""",
+    )
+    done = loopwatch_run("--threshold", 0.05, "app.py", cwd=tmp_path)
+    assert done.stderr.count("BLOCK 0.") == 2 and "loopwatch: process " in done.stderr, done.stderr
+    assert done.stderr.count("NOT WATCHED: processes that multiprocessing started afresh") == 1
+
+
+def test_tracebacks_of_code_are_as_those_of_python(tmp_path: Path) -> None:
+    code = "def f():\n  1/0\nf()"
+    bare = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = loopwatch_run("--quiet", "-c", code, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (bare.returncode, bare.stdout, bare.stderr)
 
 
 def test_stacks_in_json_begin_with_the_program(tmp_path: Path) -> None:

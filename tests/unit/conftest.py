@@ -46,7 +46,7 @@ class FakeWatch:
 def fake_core() -> ModuleType:
     core = ModuleType("loopwatch._core")
     core.__dict__.update(
-        CAUSES=("python", "c_call", "c_call_released", "syscall", "lock", "gil", "starved", "stopped", "gc", "import", "unknown"),
+        CAUSES=tuple("python c_call c_call_released syscall lock gil starved stopped gc import unknown".split()),
         LAYOUT="exact",
         Scope=FakeScope,
         Watch=FakeWatch,

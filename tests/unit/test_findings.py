@@ -202,7 +202,6 @@ def test_the_line_that_starts_a_loop_is_not_to_blame(inside: list[Any], expected
     assert frame is not None and expected in (frame, frame.filename)
 
 
-
 def test_a_block_is_immutable_and_hashable(raw: Any) -> None:
     block = block_from_raw(raw.block(raw.segment(ROOT)), 1)
     assert {block: 1}[block] == 1

@@ -73,7 +73,7 @@ def test_the_json_file_is_found_again_after_a_chdir() -> None:
         ("--hang-after -1 app.py", "or 0 for never"),
         (
             "--treshold 1 app.py",
-            "no such option: --treshold; did you mean --threshold? There are --help, --thre",
+            "no such option: --treshold. Did you mean --threshold? There are --help, --thre",
         ),
         ("--thresh 1 app.py", "--thresh"),
         ("--json /no/such/folder/x.json app.py", "mkdir -p /no/such/folder"),

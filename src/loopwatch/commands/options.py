@@ -124,8 +124,8 @@ def _unknown_option(parser: argparse.ArgumentParser, option: str) -> str:
         return f"{option} is an option of Python itself: write `python {name[:2]} ... -m loopwatch run ...`"
     known = [word for action in parser._actions for word in action.option_strings if word.startswith("--")]
     close = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"no such option: {option}; {hint}There are {', '.join(known)}"
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"no such option: {option}.{hint} There are {', '.join(known)}"
 
 
 def _cut(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
@@ -152,6 +152,8 @@ def _cut(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
 def _check_writable(parser: argparse.ArgumentParser, path: str, option: str = "--json") -> None:
     if not path:
         parser.error(f"{option}: name the file to write")
+    if path == "-":
+        parser.error(f"{option}: name the file to write, not '-': stdout is the program's; /dev/stderr is possible")
     if os.path.isdir(path):
         parser.error(f"{option}: {path} is a folder; name a file in it")
     if is_special(path):

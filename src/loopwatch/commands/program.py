@@ -6,8 +6,10 @@ are taken out of a traceback before it is printed.
 """
 
 import builtins
+import contextlib
 import importlib.machinery
 import io
+import linecache
 import os
 import pkgutil
 import runpy
@@ -33,7 +35,17 @@ def run_code(source: str, arguments: Sequence[str]) -> None:
     _set_first_path("")
     main = _new_main()
     vars(main)["__loader__"] = importlib.machinery.BuiltinImporter
-    _execute(_compile(source.encode("utf-8", "surrogateescape"), "<string>"), vars(main))
+    code = _compile(source.encode("utf-8", "surrogateescape"), "<string>")
+    _offer_lines(code, source)
+    _execute(code, vars(main))
+
+
+def _offer_lines(code: CodeType, source: str) -> None:
+    """From 3.13 on tracebacks show the lines of ``-c``, too: 3.13 finds them by the file's name, later ones by code."""
+    register = getattr(linecache, "_register_code", None)
+    if register is not None:
+        with contextlib.suppress(Exception):  # it is not documented
+            register("<string>" if sys.version_info < (3, 14) else code, source, "<string>")
 
 
 def run_script(path: str, arguments: Sequence[str]) -> None:

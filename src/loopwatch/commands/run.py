@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from loopwatch import _core
 from loopwatch.autowatch import AutoWatch
@@ -75,6 +75,7 @@ class Recorder:
         self.pid = os.getpid()
         self._born_ns = 0
         self._finished = False
+        self._fresh_starts = _FRESH_STARTS
         threshold_ns = nanoseconds("threshold", options.threshold)
         interval_ns = max(min(_CHECK_INTERVAL_NS, threshold_ns // 10), _SHORTEST_INTERVAL_NS)
         self.growth: GrowthWatch | None = None
@@ -88,6 +89,7 @@ class Recorder:
         """Watch from now on, and report at exit."""
         atexit.register(self.finish)
         self._report_before_raised_signals()
+        self._report_before_exit_at_once()
         os.register_at_fork(after_in_child=self._begin_anew)
         if self.options.hang_after:
             _core.set_hang_report(nanoseconds("hang-after", self.options.hang_after), self.terminal.descriptor)
@@ -124,10 +126,25 @@ class Recorder:
 
         signal.raise_signal = raise_signal
 
+    def _report_before_exit_at_once(self) -> None:
+        """Report first where the program ends itself by ``os._exit()``."""
+        original = os._exit
+
+        @functools.wraps(original)
+        def exit_at_once(status: int) -> NoReturn:
+            if os.getpid() == self.pid:  # forked children end so, too
+                self.finish()
+                if status == 0 and self.options.fail_on_block and self.summary.count > 0:
+                    status = EXIT_BLOCKED
+            original(status)
+
+        os._exit = exit_at_once
+
     def _begin_anew(self) -> None:
         """This process is a forked child: what happened before belongs to the parent."""
         self._born_ns = time.monotonic_ns()
         self._finished = False
+        self._fresh_starts = _FRESH_STARTS - sys.modules.keys()
         self.summary.clear()
         util: Any = sys.modules.get("multiprocessing.util")
         if util is not None:  # its children end without exit handlers
@@ -150,8 +167,11 @@ class Recorder:
         child = os.getpid() != self.pid
         if self.growth is not None and not child:
             self.growth.finish()
-        if not sys.modules.keys().isdisjoint(_FRESH_STARTS):
-            self.summary.add_unwatched("processes that multiprocessing started afresh (spawn, forkserver)")
+        if not sys.modules.keys().isdisjoint(self._fresh_starts):
+            self.summary.add_unwatched(
+                "processes that multiprocessing started afresh (spawn, forkserver); "
+                "LOOPWATCH=monitor in the environment watches those too"
+            )
         if not self.options.quiet and (self.summary.count or not child):
             self.terminal.write(summary_text(self.summary, self.terminal.paint, os.getpid() if child else None))
         if self.options.json is None or child:
