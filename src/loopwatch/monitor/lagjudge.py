@@ -1,20 +1,24 @@
 """Loops that are blocked for long, and loops that hang."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Sequence
 
 from loopwatch import _core
+from loopwatch.blocks import thread_name
 from loopwatch.findings import EventLoopBlock
 from loopwatch.leaks.suppress import Ignore, first_match
 from loopwatch.monitor.alarms import Alarm, AlarmBook
 from loopwatch.monitor.judges import Subject
-from loopwatch.monitor.readings import LoopReading
+from loopwatch.monitor.loopbook import WatchedLoop
 from loopwatch.stacks import Frame, frames_from_raw, qualified_name, user_frame
 from loopwatch.summary import short_why
 
 __all__ = ["HangJudge", "LagJudge"]
+
+_PAUSE = 0.01
 
 
 class LagJudge:
@@ -59,45 +63,68 @@ class LagJudge:
 class HangJudge:
     """A loop that has not come back for long is an alarm while it still hangs.
 
+    Each look reads one number a loop.  ``due`` is when to look next (monotonic): the moment at which a span that lasts
+    now is a hang, and no span that begins later can be one before.  So each hang is told as it becomes one, for about
+    one look every ``hang`` seconds.
+
     Python code has to run for that: where the loop holds the GIL all the while, it is told when it comes back.
     """
 
     def __init__(self, hang: float, book: AlarmBook) -> None:
         self._hang = hang
         self._book = book
+        self._judged: dict[int, int] = {}  # loop: when the span began that was judged
+        self.due = 0.0 if hang > 0 else math.inf
 
-    def judge(self, loops: Sequence[LoopReading]) -> list[Alarm]:
-        """Take in a sample."""
+    def look(self, loops: Sequence[WatchedLoop]) -> list[Alarm]:
+        """Look whether one hangs now."""
+        now = time.monotonic()
+        due = now + self._hang
+        self.due = max(due, now + _PAUSE)  # whatever goes wrong below
         alarms = []
+        before, self._judged = self._judged, {}
         for loop in loops:
-            if self._hang <= 0 or loop.busy < self._hang or not loop.running:
-                continue
-            stack = _stack(loop)
-            frame = user_frame(stack)
-            place = None if frame is None else (frame.filename, frame.lineno or 0, qualified_name(frame))
-            fingerprint = f"hang:{place}"
-            if self._book.due(fingerprint):
-                alarms.append(
-                    Alarm(
-                        kind="hang",
-                        subject=loop.name,
-                        reason=f"a loop has not come back for {loop.busy:.1f} s, thread {loop.thread!r}",
-                        value=loop.busy,
-                        before=0.0,
-                        limit=self._hang,
-                        unit="s",
-                        rate=1.0,
-                        since=time.time() - loop.busy,
-                        time=time.time(),
-                        fingerprint=fingerprint,
-                        place=place,
-                        stack=stack,
-                    )
-                )
+            since = loop.busy_since
+            if since and before.get(id(loop)) == since:
+                self._judged[id(loop)] = since
+            elif since and now < since / 1e9 + self._hang:
+                due = min(due, since / 1e9 + self._hang)
+            elif since:
+                self._judged[id(loop)] = since
+                alarms += self._alarm(loop, since, now - since / 1e9)
+        self.due = max(due, now + _PAUSE)
         return alarms
 
+    def _alarm(self, loop: WatchedLoop, since: int, busy: float) -> list[Alarm]:
+        stack = _stack(loop)
+        if loop.busy_since != since:  # it came back meanwhile: the stack is of something else
+            return []
+        frame = user_frame(stack)
+        place = None if frame is None else (frame.filename, frame.lineno or 0, qualified_name(frame))
+        fingerprint = f"hang:{place}"
+        if not self._book.due(fingerprint):
+            return []
+        thread = thread_name(loop.native_id, loop.thread_id)
+        return [
+            Alarm(
+                kind="hang",
+                subject=loop.name,
+                reason=f"a loop has not come back for {busy:.1f} s, thread {thread!r}",
+                value=busy,
+                before=0.0,
+                limit=self._hang,
+                unit="s",
+                rate=1.0,
+                since=time.time() - busy,
+                time=time.time(),
+                fingerprint=fingerprint,
+                place=place,
+                stack=stack,
+            )
+        ]
 
-def _stack(loop: LoopReading) -> tuple[Frame, ...]:
+
+def _stack(loop: WatchedLoop) -> tuple[Frame, ...]:
     with contextlib.suppress(Exception):
         return frames_from_raw(_core.stack_of(loop.native_id))
     frames = []

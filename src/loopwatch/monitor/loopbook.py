@@ -55,6 +55,12 @@ class WatchedLoop:
         is_closed = getattr(self.loop, "is_closed", None)
         return self.scope is None and (is_closed is None or bool(is_closed()))
 
+    @property
+    def busy_since(self) -> int:
+        """When the span that lasts began, monotonic nanoseconds; 0 where it waits, or does not run."""
+        scope = self.scope
+        return 0 if scope is None else scope.watch.busy_since
+
     def open(self, threshold_ns: int, interval_ns: int, on_block: "Callable[[RawBlock], object]") -> None:
         """In the loop's thread: it runs."""
         self.thread_id, self.native_id = threading.get_ident(), threading.get_native_id()
@@ -107,7 +113,7 @@ class WatchedLoop:
             lag = lag.plus(Histogram.from_raw(raw["lag"]))
             callbacks = callbacks.plus(Histogram.from_raw(raw["callbacks"]))
             ready, timers = raw["ready"], raw["timers"]
-            since = scope.watch.busy_since
+            since = self.busy_since
             busy = max(0.0, now - since / 1e9) if since else 0.0
         reading = LoopReading(
             name=self.name,

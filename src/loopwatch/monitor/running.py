@@ -104,15 +104,17 @@ class Run:
             _core.count_tasks(-1)
 
     def _watch(self) -> None:
-        """The thread: a sample each interval; blocks are told of at once."""
+        """The thread: a sample each interval; blocks are told of at once, and hangs when they become such."""
         due = time.monotonic() + self._options.interval
         while not self._end.is_set():
-            self._wake.wait(max(0.0, due - time.monotonic()))
+            self._wake.wait(max(0.0, min(due, self._hang.due) - time.monotonic()))
             self._wake.clear()
             if self._end.is_set():
                 return
             try:
                 self._send(self._lag.judge(self._blocks.take()))
+                if time.monotonic() >= self._hang.due:
+                    self._send(self._hang.look(self._loops.loops))
                 if time.monotonic() >= due:
                     # one that comes late is not made up for: samples are to be an interval apart
                     due = max(due + self._options.interval, time.monotonic() + self._options.interval / 2)
@@ -136,7 +138,6 @@ class Run:
             alarms += self._timers.judge(now, loops)
             explained = self._tasks.growing or self._timers.growing
             alarms += self._memory.judge(now, read_process(uss=False).rss, explained)
-            alarms += self._hang.judge([reading for _, reading in loops])
         self._last_sample = time.thread_time() - began
         self._seconds += self._last_sample
         self._send(alarms)
