@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ if not hasattr(_core, "count_tasks"):
 
 from loopwatch.monitor import Alarm, CoroutineReading, Monitor, Reading
 from loopwatch.monitor import running as monitor_module
+from loopwatch.monitor.sinks import Sinks
 
 
 async def forever() -> None:
@@ -420,12 +422,99 @@ def test_json_lines_and_the_other_ways(tmp_path: Path, capfd: Any, caplog: pytes
 
 
 def test_a_file_takes_json_lines_too() -> None:
-    from loopwatch.monitor.sinks import Sinks
-
     alarm = Alarm("memory", "dict", "why", 1.0, 0.5, 0.7, "MB", 0.1, 1.0, 2.0, "memory")
     file = io.StringIO()
     Sinks(None, None, file, False).send(alarm)
     assert json.loads(file.getvalue())["subject"] == "dict"
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("{tmp}/none/alarms.jsonl", "there is no folder '.*/none'; create it"),
+        ("{tmp}", "the path of a file, got the folder '.*': name a file in it"),
+        ("{tmp}/file/alarms.jsonl", "there is no folder '.*/file'"),
+        ("", "must be the path of a file, got '': name one"),
+    ],
+)
+def test_a_json_path_that_cannot_be_written_is_an_error_at_once(path: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    before = threading.active_count()
+    with pytest.raises(ValueError, match=says):
+        Monitor(json=path.format(tmp=tmp_path)).start()
+    assert threading.active_count() == before
+
+
+def test_a_json_path_of_somebody_else_is_an_error_at_once() -> None:
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        file, theirs = Path(folder, "alarms.jsonl"), Path(folder, "theirs")
+        file.touch(mode=0o444)
+        theirs.mkdir(mode=0o555)
+        Path(folder).chmod(0o755)
+        try:
+            if root:  # who may write anywhere
+                os.seteuid(65534)
+            for path in (file, theirs / "alarms.jsonl"):
+                with pytest.raises(ValueError, match="permit it"):
+                    Monitor(json=path).start()
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+def test_a_json_file_that_takes_no_text_is_an_error_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "alarms.jsonl"
+    path.touch()
+    with open(path, "ab") as binary, pytest.raises(TypeError, match="open for writing text"):
+        Monitor(json=binary)  # type: ignore[arg-type]
+    with open(path) as reading, pytest.raises(ValueError, match="open it with 'a'"):
+        Monitor(json=reading)
+
+
+def test_an_alarm_that_finds_no_way_goes_to_stderr_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def broken(alarm: Alarm) -> None:
+        raise RuntimeError("the pager is down")
+
+    alarm = Alarm("memory", "dict", "why", 1.0, 0.5, 0.7, "MB", 0.1, 1.0, 2.0, "memory")
+    for sinks, reason in (
+        (Sinks(None, None, "/dev/full", False), "to json='/dev/full': OSError: [Errno 28] No space left on device\n"),
+        (Sinks(broken, None, None, False), "to on_alarm: RuntimeError: the pager is down\n"),
+    ):
+        sinks.send(alarm)
+        said = capfd.readouterr().err
+        assert said.startswith(f"loopwatch: an alarm could not be handed {reason}") and f"{alarm}\n" in said
+        assert "sinks.py" not in said and ("in broken" in said) == ("pager" in reason)
+        assert sinks.errors == 1
+    Sinks(None, None, "/dev/full", True).send(alarm)
+    assert capfd.readouterr().err.count(str(alarm)) == 1  # it is there anyway
+
+
+def test_a_line_that_was_cut_does_not_spoil_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    alarm = Alarm("memory", "dict", "why", 1.0, 0.5, 0.7, "MB", 0.1, 1.0, 2.0, "memory")
+    monkeypatch.chdir(tmp_path)
+    sinks = Sinks(None, None, "alarms.jsonl", False)
+    write, written = os.write, 0
+
+    def full(target: int, data: bytes) -> int:
+        nonlocal written
+        written += 1
+        if target > 2 and written > 1:
+            raise OSError(28, "No space left on device")
+        return write(target, data[:50] if target > 2 else data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        sinks.send(alarm)
+    os.chdir("/")
+    sinks.send(alarm)
+    torn, whole = (tmp_path / "alarms.jsonl").read_text().splitlines()
+    assert len(torn) == 50 and json.loads(whole) == alarm.as_dict()
+    assert "No space left on device" in capfd.readouterr().err
 
 
 def test_growing_memory_is_named_by_type_and_line() -> None:

@@ -39,7 +39,7 @@ class Monitor:
     on_alarm: called with each Alarm, in the monitor's thread.
     logger: where alarms are logged as warnings; default ``logging.getLogger("loopwatch")`` unless any other way is
         given.
-    json: a path, or an open file: a line of JSON for each alarm.
+    json: a path, or an open file: a line of JSON for each alarm.  ``start()`` looks whether it can be written.
     stderr: whether alarms are written to stderr.
     ignore: what to overlook: ``loopwatch.Ignore``, strings or compiled regular expressions (names).
     memory: "sampled" (or True) samples allocations, so that growing memory is named by line; False (default): by type.
@@ -100,9 +100,10 @@ class Monitor:
         return self._running is not None
 
     def start(self) -> Self:
-        """Watch from now on.  Nothing happens if it does already."""
+        """Watch from now on.  Nothing happens if it does already.  ValueError where ``json`` cannot be written."""
         with self._lock:
             if self._running is None:
+                self._sinks.check()
                 run = Run(self.options, self._sinks)
                 run.start()
                 self._running = run

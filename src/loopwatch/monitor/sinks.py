@@ -1,9 +1,11 @@
-"""Where alarms go.  A sink that raises is counted, and never stops the monitor nor the other sinks."""
+"""Where alarms go.  A sink that raises is counted and said, and never stops the monitor nor the other sinks."""
 
 import contextlib
+import io
 import logging
 import os
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -26,38 +28,56 @@ class Sinks:
     ) -> None:
         self.errors = 0
         self.last_error: str | None = None
-        self._json = json
-        self._sinks: list[Callable[[Alarm], object]] = []
+        # the program may go to another folder before the first alarm
+        self._json = os.path.abspath(json) if isinstance(json, str | os.PathLike) else json
+        self._torn = False
+        self._stderr = stderr
+        self._sinks: dict[str, Callable[[Alarm], object]] = {}
         if on_alarm is not None:
-            self._sinks.append(on_alarm)
+            self._sinks["on_alarm"] = on_alarm
         if logger is not None:
-            self._sinks.append(lambda alarm: logger.warning("%s", alarm))
+            self._sinks["logger"] = lambda alarm: logger.warning("%s", alarm)
         if json is not None:
-            self._sinks.append(self._write_json)
+            self._sinks["json"] = self._write_json
         if stderr:
-            self._sinks.append(_write_stderr)
+            self._sinks["stderr"] = _write_stderr
+
+    def check(self) -> None:
+        """Raise ValueError where alarms could not be written to the path of ``json``."""
+        if isinstance(self._json, str):
+            _check_path(self._json)
 
     def send(self, alarm: Alarm) -> None:
-        """Hand an alarm to all of them."""
-        for sink in self._sinks:
+        """Hand an alarm to all of them.  One that finds no way is written to stderr, and why."""
+        for name, sink in self._sinks.items():
             try:
                 sink(alarm)
             except BaseException as error:  # a callback that calls sys.exit() ends nothing either
                 self.errors += 1
                 self.last_error = f"{type(error).__name__}: {error}"
-                if self.errors == 1:
-                    with contextlib.suppress(Exception):
-                        logging.getLogger("loopwatch").warning(
-                            "an alarm could not be handed on: %s", self.last_error, exc_info=error
-                        )
+                with contextlib.suppress(Exception):
+                    _write_stderr(self._failure(name, alarm, error))
+
+    def _failure(self, name: str, alarm: Alarm, error: BaseException) -> str:
+        target = f"json={self._json!r}" if name == "json" and isinstance(self._json, str) else name
+        said = f"loopwatch: an alarm could not be handed to {target}: {self.last_error}"
+        own = error.__traceback__.tb_next if error.__traceback__ is not None else None
+        if name == "on_alarm" and own is not None and self.errors == 1:  # the callback's frames, without ours
+            said += "\n" + "".join(traceback.format_exception(type(error), error, own)).rstrip()
+        return said if self._stderr else f"{said}\n{alarm}"
 
     def _write_json(self, alarm: Alarm) -> None:
         line = alarm.as_json() + "\n"
-        if isinstance(self._json, str | os.PathLike):
+        if isinstance(self._json, str):
+            data = line.encode()
             # one write to a file opened for appending: lines of several processes do not mix
             target = os.open(self._json, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             try:
-                os.write(target, line.encode())
+                _write_all(target, b"\n" + data if self._torn else data)
+                self._torn = False
+            except OSError:
+                self._torn = True  # a part of the line may be there: the next one is not to join it
+                raise
             finally:
                 os.close(target)
         elif self._json is not None:
@@ -65,18 +85,46 @@ class Sinks:
             self._json.flush()
 
 
-def _write_stderr(alarm: Alarm) -> None:
-    os.write(2, f"{alarm}\n".encode("utf-8", "backslashreplace"))
+def _write_stderr(text: object) -> None:
+    _write_all(2, f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
+def _write_all(target: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(target, data) :]
 
 
 def check_sinks(on_alarm: Any, logger: Any, json: Any) -> None:
-    """Raise TypeError for what cannot take an alarm."""
+    """Raise TypeError or ValueError for what cannot take an alarm."""
     if on_alarm is not None and not callable(on_alarm):
         raise TypeError(f"on_alarm must be a callable that takes an Alarm, got {on_alarm!r}")
     if logger is not None and not isinstance(logger, logging.Logger | logging.LoggerAdapter):
         raise TypeError(f"logger must be a logging.Logger, got {logger!r}")
-    if json is not None and not isinstance(json, str | os.PathLike) and not hasattr(json, "write"):
+    if json is None:
+        return
+    if isinstance(json, str | os.PathLike):
+        if not os.fspath(json):
+            raise ValueError("json must be the path of a file, got '': name one, such as json='alarms.jsonl'")
+        return
+    if not hasattr(json, "write") or isinstance(json, io.RawIOBase | io.BufferedIOBase):
         raise TypeError(f"json must be a path or a file open for writing text, got {json!r}")
+    writable = getattr(json, "writable", None)
+    if callable(writable) and not writable():
+        raise ValueError(f"json must be a file open for writing text, got {json!r}: open it with 'a', or give its path")
+
+
+def _check_path(path: str) -> None:
+    if os.path.isdir(path):
+        raise ValueError(f"json must be the path of a file, got the folder {path!r}: name a file in it")
+    if os.path.exists(path):
+        if not os.access(path, os.W_OK, effective_ids=True):
+            raise ValueError(f"json={path!r}: this file cannot be written by this user; name another, or permit it")
+        return
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        raise ValueError(f"json={path!r}: there is no folder {folder!r}; create it, or name a file in another")
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        raise ValueError(f"json={path!r}: this user cannot write in {folder!r}; name another folder, or permit it")
 
 
 def in_loop(
