@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from traceback import FrameSummary
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,8 +26,14 @@ from loopwatch import _core
 if not hasattr(_core, "count_tasks"):
     pytest.skip("needs the C core", allow_module_level=True)
 
+from loopwatch.findings import Cause, EventLoopBlock
 from loopwatch.monitor import Alarm, CoroutineReading, Monitor, Reading
+from loopwatch.monitor import alarms as alarms_module
+from loopwatch.monitor import lagjudge as lagjudge_module
 from loopwatch.monitor import running as monitor_module
+from loopwatch.monitor.alarms import AlarmBook, LeftOut
+from loopwatch.monitor.lagjudge import HangJudge, LagJudge
+from loopwatch.monitor.loopbook import WatchedLoop
 from loopwatch.monitor.sinks import Sinks
 
 
@@ -364,17 +371,81 @@ def test_a_hang_is_told_while_it_lasts() -> None:
     assert alarms[0].place[1] == line_of("here: hang")
 
 
-def test_hangs_are_looked_for_when_one_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    from loopwatch.monitor import lagjudge
-    from loopwatch.monitor.alarms import AlarmBook
-    from loopwatch.monitor.loopbook import WatchedLoop
+def blocked(seconds: float, line: int = 7) -> EventLoopBlock:
+    frame = FrameSummary("shop.py", line, "report", lookup_line=False)
+    return EventLoopBlock(1, seconds, 0.2, 1000.0, [frame], cause=Cause.SYSCALL, loop="a loop")
 
+
+def told_of(book: AlarmBook, judge: LagJudge, *blocks: EventLoopBlock) -> list[Alarm]:
+    return [given for alarm in judge.judge(blocks) if (given := book.give(alarm)) is not None]
+
+
+def test_blocks_left_out_are_told_of_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 5000.0
+    monkeypatch.setattr(alarms_module, "time", SimpleNamespace(
+        monotonic=lambda: now, time=lambda: 1e9 + now, strftime=time.strftime, localtime=time.gmtime
+    ))  # fmt: skip
+    book = AlarmBook(3600.0)
+    judge = LagJudge((), book)
+    (first,) = told_of(book, judge, blocked(0.25), blocked(0.5))  # the second came with it
+    assert first.value == 0.25 and first.left_out is None and first.as_dict()["left_out"] is None
+    now += 3000
+    assert told_of(book, judge, blocked(0.75), blocked(0.25)) == []
+    now += 600
+    (second,) = told_of(book, judge, blocked(0.3))
+    assert second.left_out == LeftOut(3, 1e9 + 5000, 1.5, 0.75)
+    assert "  3 more since 2001-09-09 03:10:00 were not told: 1.50 s in all, the longest 0.75 s" in str(second)
+    assert json.loads(second.as_json())["left_out"]["longest"] == 0.75
+    now += 3600
+    (third,) = told_of(book, judge, blocked(0.3))
+    assert third.left_out is None  # there were none meanwhile
+
+
+def test_a_block_four_times_as_long_is_told_at_once() -> None:
+    book = AlarmBook(3600.0)
+    judge = LagJudge((), book)
+    assert [alarm.value for alarm in told_of(book, judge, *map(blocked, (0.25, 0.9, 1.0, 3.9, 9.0, 9.0)))] == [
+        0.25,
+        1.0,
+        9.0,
+    ]
+    assert [alarm.left_out and alarm.left_out.count for alarm in book.read()] == [None, 1, 1]
+    assert told_of(book, judge, blocked(0.25, line=8))  # another place
+
+
+def test_blocks_that_are_ignored_are_not_counted_as_left_out() -> None:
+    book = AlarmBook(3600.0)
+    judge, ignoring = LagJudge((), book), LagJudge((loopwatch.Ignore(stack="report", reason="known"),), book)
+    assert told_of(book, judge, blocked(1.0)) and told_of(book, ignoring, blocked(0.5), blocked(9.0)) == []
+    book._repeat = 0.0
+    (alarm,) = told_of(book, judge, blocked(1.0))
+    assert alarm.left_out is None
+
+
+def test_hangs_left_out_are_counted() -> None:
+    book = AlarmBook(3600.0)
+    loop = SimpleNamespace(busy_since=1, native_id=0, thread_id=0, name="a loop")
+    judge = HangJudge(0.5, book)
+
+    def look() -> list[Alarm]:
+        loop.busy_since += 1  # another hang
+        return [given for alarm in judge.look([loop]) if (given := book.give(alarm)) is not None]  # type: ignore[list-item]
+
+    (first,) = look()
+    assert first.left_out is None and look() == [] and look() == []
+    book._repeat = 0.0
+    (last,) = look()
+    assert last.left_out is not None and (last.left_out.count, last.left_out.longest) == (2, None)
+    assert "  2 more since " in str(last) and " were not told\n" in f"{last}\n"
+
+
+def test_hangs_are_looked_for_when_one_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     class Loop(WatchedLoop):
         busy_since = 0  # type: ignore[assignment]
 
     now = 1000.0
-    monkeypatch.setattr(lagjudge, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
-    judge = lagjudge.HangJudge(7.0, AlarmBook(0.0))
+    monkeypatch.setattr(lagjudge_module, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
+    judge = HangJudge(7.0, AlarmBook(0.0))
     loop, other = Loop(object()), Loop(object())
     assert judge.look([loop, other]) == [] and judge.due == now + 7  # nothing can hang before
     now, loop.busy_since, other.busy_since = 1005.0, 1000_500_000_000, 1004_000_000_000
@@ -388,7 +459,7 @@ def test_hangs_are_looked_for_when_one_can_be(monkeypatch: pytest.MonkeyPatch) -
     now, loop.busy_since = 1018.0, 1011_000_000_000
     (alarm,) = judge.look([loop, other])  # it hangs anew
     assert alarm.value == 7.0
-    assert lagjudge.HangJudge(0.0, AlarmBook(0.0)).due == float("inf")
+    assert HangJudge(0.0, AlarmBook(0.0)).due == float("inf")
 
 
 def test_json_lines_and_the_other_ways(tmp_path: Path, capfd: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,6 @@
 """A process watched for its life: what its loops do, what its tasks wait for, and what grows."""
 
-from loopwatch.monitor.alarms import Alarm
+from loopwatch.monitor.alarms import Alarm, LeftOut
 from loopwatch.monitor.growth import Grown, GrowthReport
 from loopwatch.monitor.histogram import Histogram
 from loopwatch.monitor.monitor import Monitor
@@ -25,6 +25,7 @@ __all__ = [
     "Grown",
     "GrowthReport",
     "Histogram",
+    "LeftOut",
     "LoopReading",
     "Monitor",
     "OverheadReading",

@@ -4,7 +4,7 @@ import json
 import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from traceback import FrameSummary
 from typing import Any
 
@@ -13,12 +13,30 @@ from loopwatch.monitor.readings import AwaitReading, ExampleTask, Place
 from loopwatch.requests import RequestInfo, request_text
 from loopwatch.stacks import format_stack, is_library, is_runner, qualified_name
 
-__all__ = ["SCHEMA", "Alarm", "AlarmBook"]
+__all__ = ["SCHEMA", "Alarm", "AlarmBook", "LeftOut"]
 
 SCHEMA = "loopwatch.alarm/1"
+LONGER = 4  # times as long as what was told: a block that is told before its time
 _KEPT = 100
 _FINGERPRINTS = 2000
 _STACK = 40  # frames in JSON
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Blocks or hangs that were not told, as the same alarm had been given a short while ago.
+
+    ``since``: Unix time of that alarm.  ``total`` and ``longest``: seconds; None for hangs, whose end is not seen.
+    """
+
+    count: int
+    since: float
+    total: float | None
+    longest: float | None
+
+    def __str__(self) -> str:
+        text = f"{self.count:,} more since {_moment(self.since)} were not told"
+        return text if self.longest is None else f"{text}: {self.total:.2f} s in all, the longest {self.longest:.2f} s"
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,9 @@ class Alarm:
     waits: where the tasks wait, with how many each.  examples: up to three of the oldest tasks.
     detail: more lines of text, such as the types of objects that grew.
     request: route, method and request_id of the web request that blocked, where an integration is used.
-    fingerprint: the same for the same fault; an alarm is repeated at most once an hour for each.
+    fingerprint: the same for the same fault; an alarm is repeated at most once an hour for each, but a block that is
+        four times as long as the longest told at once.
+    left_out: of "lag" and "hang", how many were not told since the alarm of this fingerprint before; None for none.
     """
 
     kind: str
@@ -56,6 +76,7 @@ class Alarm:
     examples: tuple[ExampleTask, ...] = ()
     detail: tuple[str, ...] = ()
     request: RequestInfo | None = field(default=None, hash=False)
+    left_out: LeftOut | None = None
 
     def headline(self) -> str:
         """One line: what, by how much, where."""
@@ -64,11 +85,12 @@ class Alarm:
     def __str__(self) -> str:
         lines = [f"loopwatch: {self.headline()}"]
         if self.kind not in ("lag", "hang"):
-            began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
-            lines.append(f"  since {began}, {self.rate:+.3g} {self.unit} a second")
+            lines.append(f"  since {_moment(self.since)}, {self.rate:+.3g} {self.unit} a second")
         lines += [f"  {one.count} wait at {place_text(one.place)} for {one.waits_for}" for one in self.waits[:3]]
         lines += [f"  {example}" for example in self.examples]
         lines += [f"  {line}" for line in self.detail]
+        if self.left_out:
+            lines.append(f"  {self.left_out}")
         if self.request:
             lines.append(f"  Request: {request_text(self.request)}")
         shown = telling(self.stack)
@@ -99,6 +121,7 @@ class Alarm:
                 {"name": one.name, "age": one.age, "wait": one.wait, "request": one.request} for one in self.examples
             ],
             "request": self.request,
+            "left_out": None if self.left_out is None else asdict(self.left_out),
             "detail": list(self.detail),
             "stack": [
                 {"file": frame.filename, "line": frame.lineno or 0, "name": qualified_name(frame)}
@@ -133,31 +156,69 @@ def place_dict(place: Place | None) -> Mapping[str, Any] | None:
     return None if place is None else {"file": place[0], "line": place[1], "name": place[2]}
 
 
+def _moment(unix: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
+
+
+@dataclass
+class _Given:
+    """An alarm that was given: when (monotonic, Unix time), and the longest seconds told of; what came after it."""
+
+    at: float
+    time: float
+    longest_told: float
+    count: int = 0
+    total: float = 0.0
+    longest: float = 0.0
+
+
 class AlarmBook:
-    """Which alarms were given.  ``repeat``: seconds before the same one is given again."""
+    """Which alarms were given.  ``repeat``: seconds before the same one is given again.
+
+    Of what is an event each (a block, a hang), those left out meanwhile are counted.
+    """
 
     def __init__(self, repeat: float) -> None:
         self._repeat = repeat
-        self._given: OrderedDict[str, float] = OrderedDict()
+        self._given: OrderedDict[str, _Given] = OrderedDict()
         self._kept: deque[Alarm] = deque(maxlen=_KEPT)
         self.count = 0
 
-    def due(self, fingerprint: str) -> bool:
-        """Whether an alarm with this fingerprint would be given now."""
+    def due(self, fingerprint: str, block: float = 0.0) -> bool:
+        """Whether an alarm with this fingerprint would be given now; ``block``: of a block, its seconds."""
         given = self._given.get(fingerprint)
-        return given is None or time.monotonic() - given >= self._repeat
+        if given is None or time.monotonic() - given.at >= self._repeat:
+            return True
+        return block >= LONGER * given.longest_told > 0
 
-    def give(self, alarm: Alarm) -> bool:
-        """Note an alarm; False where the same one was given a short while ago."""
-        if not self.due(alarm.fingerprint):
-            return False
-        self._given[alarm.fingerprint] = time.monotonic()
+    def leave_out(self, fingerprint: str, seconds: float) -> None:
+        """Count one that was not due."""
+        given = self._given.get(fingerprint)
+        if given is not None:
+            given.count += 1
+            given.total += seconds
+            given.longest = max(given.longest, seconds)
+
+    def give(self, alarm: Alarm) -> Alarm | None:
+        """Note an alarm, and give it with what was left out before; None where it is to be left out itself."""
+        event = alarm.kind in ("lag", "hang")
+        told = alarm.value if alarm.kind == "lag" else 0.0
+        if not self.due(alarm.fingerprint, told):
+            if event:
+                self.leave_out(alarm.fingerprint, alarm.value)
+            return None
+        before = self._given.get(alarm.fingerprint)
+        if event and before is not None and before.count:
+            total, longest = (before.total, before.longest) if alarm.kind == "lag" else (None, None)
+            alarm = replace(alarm, left_out=LeftOut(before.count, before.time, total, longest))
+            told = max(told, longest or 0.0)
+        self._given[alarm.fingerprint] = _Given(time.monotonic(), time.time(), told)
         self._given.move_to_end(alarm.fingerprint)
         while len(self._given) > _FINGERPRINTS:
             self._given.popitem(last=False)
         self._kept.append(alarm)
         self.count += 1
-        return True
+        return alarm
 
     def read(self) -> tuple[Alarm, ...]:
         """The last hundred."""

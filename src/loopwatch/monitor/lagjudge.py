@@ -22,7 +22,7 @@ _PAUSE = 0.01
 
 
 class LagJudge:
-    """Each block is an alarm, the same place and cause once."""
+    """Each block is an alarm, the same place and cause once, or again where far longer; the others are counted."""
 
     def __init__(self, ignores: Sequence[Ignore], book: AlarmBook) -> None:
         self._ignores = ignores
@@ -33,11 +33,10 @@ class LagJudge:
         alarms = []
         for block in blocks:
             fingerprint = f"lag:{block.culprit}:{block.cause.value}"
-            labels = {
-                "name": [block.task or block.callback or ""],
-                "stack": [qualified_name(frame) for frame in block.blocking_stack or ()],
-            }
-            if not self._book.due(fingerprint) or first_match(self._ignores, Subject("block", labels)) is not None:
+            if self._ignores and first_match(self._ignores, _subject(block)) is not None:
+                continue
+            if not self._book.due(fingerprint, block.duration):
+                self._book.leave_out(fingerprint, block.duration)
                 continue
             alarms.append(
                 Alarm(
@@ -103,6 +102,7 @@ class HangJudge:
         place = None if frame is None else (frame.filename, frame.lineno or 0, qualified_name(frame))
         fingerprint = f"hang:{place}"
         if not self._book.due(fingerprint):
+            self._book.leave_out(fingerprint, busy)
             return []
         thread = thread_name(loop.native_id, loop.thread_id)
         return [
@@ -122,6 +122,14 @@ class HangJudge:
                 stack=stack,
             )
         ]
+
+
+def _subject(block: EventLoopBlock) -> Subject:
+    labels = {
+        "name": [block.task or block.callback or ""],
+        "stack": [qualified_name(frame) for frame in block.blocking_stack or ()],
+    }
+    return Subject("block", labels)
 
 
 def _stack(loop: WatchedLoop) -> tuple[Frame, ...]:

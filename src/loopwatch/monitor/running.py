@@ -146,8 +146,9 @@ class Run:
 
     def _send(self, alarms: list[Alarm]) -> None:
         for alarm in alarms:
-            if self._book.give(alarm):
-                self._sinks.send(alarm)
+            given = self._book.give(alarm)
+            if given is not None:
+                self._sinks.send(given)
 
     def _read_loops(self, *, remember: bool) -> list[tuple[WatchedLoop, LoopReading]]:
         found = []
