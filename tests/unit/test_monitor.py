@@ -9,10 +9,12 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from traceback import FrameSummary
 from types import SimpleNamespace
@@ -363,12 +365,16 @@ def test_a_hang_is_told_while_it_lasts() -> None:
 
     async def main() -> None:
         with Monitor(interval=600, lag=60, hang=0.2, on_alarm=take) as monitor:
+            asyncio.current_task().set_name("the one")  # type: ignore[union-attr]
             assert told.wait(10)  # here: hang
             assert monitor.read().overhead.samples == 0  # it took none for that
 
     asyncio.run(main())
     assert alarms[0].kind == "hang" and alarms[0].place is not None
     assert alarms[0].place[1] == line_of("here: hang")
+    assert (alarms[0].subject, alarms[0].task) == (main.__qualname__, "the one")
+    assert (alarms[0].pid, alarms[0].thread) == (os.getpid(), threading.current_thread().name)
+    assert f"  in {main.__qualname__}, task {alarms[0].task!r}, thread 'MainThread'\n" in str(alarms[0])
 
 
 def blocked(seconds: float, line: int = 7) -> EventLoopBlock:
@@ -424,7 +430,7 @@ def test_blocks_that_are_ignored_are_not_counted_as_left_out() -> None:
 
 def test_hangs_left_out_are_counted() -> None:
     book = AlarmBook(3600.0)
-    loop = SimpleNamespace(busy_since=1, native_id=0, thread_id=0, name="a loop")
+    loop = SimpleNamespace(busy_since=1, native_id=0, thread_id=0, name="a loop", loop=None)
     judge = HangJudge(0.5, book)
 
     def look() -> list[Alarm]:
@@ -543,6 +549,25 @@ def test_a_json_file_that_takes_no_text_is_an_error_at_once(tmp_path: Path) -> N
         Monitor(json=reading)
 
 
+def test_who_and_when_is_said_where_nothing_else_says_it(capfd: Any, caplog: pytest.LogCaptureFixture) -> None:
+    (alarm,) = LagJudge((), AlarmBook(0.0)).judge([
+        replace(blocked(0.25), task="order 7", callback="Shop.report", thread_name="shop-1")
+    ])  # fmt: skip
+    found = alarm.as_dict()
+    assert (found["subject"], found["task"], found["thread"]) == ("Shop.report", "order 7", "shop-1")
+    assert found["pid"] == os.getpid()
+    plain = r"a loop was blocked .*; at shop\.py:7 in report\n  in Shop.report, task 'order 7', thread 'shop-1'\n"
+    stamped = rf"loopwatch: \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{{4}} pid {os.getpid()}: {plain}"
+    Sinks(None, None, None, True).send(alarm)
+    assert re.match(stamped, capfd.readouterr().err)
+    Sinks(None, logging.getLogger("test.monitor"), None, False).send(alarm)
+    assert re.match(f"loopwatch: {plain}", caplog.messages[0])  # its handlers add time and process
+    bare = logging.getLogger("test.monitor.bare")
+    bare.propagate = False
+    Sinks(None, bare, None, False).send(alarm)  # nothing was set up: logging writes the text to stderr, and only that
+    assert re.match(stamped, capfd.readouterr().err)
+
+
 def test_an_alarm_that_finds_no_way_goes_to_stderr_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
@@ -556,11 +581,12 @@ def test_an_alarm_that_finds_no_way_goes_to_stderr_with_the_reason(
     ):
         sinks.send(alarm)
         said = capfd.readouterr().err
-        assert said.startswith(f"loopwatch: an alarm could not be handed {reason}") and f"{alarm}\n" in said
+        assert said.startswith("loopwatch: ") and f" pid {os.getpid()}: an alarm could not be handed {reason}" in said
+        assert f"\n{alarm.stamped()}\n" in said
         assert "sinks.py" not in said and ("in broken" in said) == ("pager" in reason)
         assert sinks.errors == 1
     Sinks(None, None, "/dev/full", True).send(alarm)
-    assert capfd.readouterr().err.count(str(alarm)) == 1  # it is there anyway
+    assert capfd.readouterr().err.count(alarm.headline()) == 1  # it is there anyway
 
 
 def test_a_line_that_was_cut_does_not_spoil_the_next(

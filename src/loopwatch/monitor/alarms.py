@@ -1,6 +1,7 @@
 """An alarm, as people and tools see it; and the book of those that were given."""
 
 import json
+import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from loopwatch.findings import place_text
 from loopwatch.monitor.readings import AwaitReading, ExampleTask, Place
+from loopwatch.printable import printable
 from loopwatch.requests import RequestInfo, request_text
 from loopwatch.stacks import format_stack, is_library, is_runner, qualified_name
 
@@ -44,7 +46,7 @@ class Alarm:
     """Something grew, or is beyond a bound.
 
     kind: "tasks" (alive), "retained" (done, but held), "timers", "memory", "lag" (a block) or "hang".
-    subject: what it is about, such as a coroutine's qualified name.
+    subject: what it is about: the qualified name of a coroutine or callback, a type of objects, or else a loop.
     reason: the rule that fired, in words.
     value, before, limit: the number now, its mean before (or at its first sample), and what it exceeded; in ``unit``.
     rate: growth in units a second.  since: Unix time from which on it is so.  time: when the alarm was given.
@@ -56,6 +58,8 @@ class Alarm:
     request: route, method and request_id of the web request that blocked, where an integration is used.
     fingerprint: the same for the same fault; an alarm is repeated at most once an hour for each, but a block that is
         four times as long as the longest told at once.
+    pid: the process.  thread, task: of "lag" and "hang", the names of the loop's thread and of the asyncio task that
+        ran; None where not known.
     left_out: of "lag" and "hang", how many were not told since the alarm of this fingerprint before; None for none.
     """
 
@@ -77,14 +81,29 @@ class Alarm:
     detail: tuple[str, ...] = ()
     request: RequestInfo | None = field(default=None, hash=False)
     left_out: LeftOut | None = None
+    pid: int = field(default_factory=os.getpid)
+    thread: str | None = None
+    task: str | None = None
 
     def headline(self) -> str:
         """One line: what, by how much, where."""
         return f"{self.reason}; {_MADE[self.kind]} {place_text(self.place)}"
 
     def __str__(self) -> str:
-        lines = [f"loopwatch: {self.headline()}"]
-        if self.kind not in ("lag", "hang"):
+        return f"loopwatch: {self._text()}"
+
+    def stamped(self) -> str:
+        """As ``str()``, with time and process id, for where nothing else adds them."""
+        return f"{stamp(self.time, self.pid)}{self._text()}"
+
+    def _text(self) -> str:
+        lines = [self.headline()]
+        if self.kind in ("lag", "hang"):
+            names = (("task", self.task), ("thread", self.thread))
+            lines.append(
+                ", ".join([f"  in {printable(self.subject)}", *(f"{what} {name!r}" for what, name in names if name)])
+            )
+        else:
             lines.append(f"  since {_moment(self.since)}, {self.rate:+.3g} {self.unit} a second")
         lines += [f"  {one.count} wait at {place_text(one.place)} for {one.waits_for}" for one in self.waits[:3]]
         lines += [f"  {example}" for example in self.examples]
@@ -112,6 +131,9 @@ class Alarm:
             "rate": self.rate,
             "since": self.since,
             "time": self.time,
+            "pid": self.pid,
+            "thread": self.thread,
+            "task": self.task,
             "fingerprint": self.fingerprint,
             "place": place_dict(self.place),
             "waits": [
@@ -156,8 +178,13 @@ def place_dict(place: Place | None) -> Mapping[str, Any] | None:
     return None if place is None else {"file": place[0], "line": place[1], "name": place[2]}
 
 
-def _moment(unix: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
+def stamp(moment: float, pid: int) -> str:
+    """What a line on stderr begins with: several workers may write there."""
+    return f"loopwatch: {_moment(moment, ' %z')} pid {pid}: "
+
+
+def _moment(unix: float, zone: str = "") -> str:
+    return time.strftime(f"%Y-%m-%d %H:%M:%S{zone}", time.localtime(unix))
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Loops that are blocked for long, and loops that hang."""
 
+import asyncio
 import contextlib
 import math
 import sys
@@ -13,6 +14,7 @@ from loopwatch.leaks.suppress import Ignore, first_match
 from loopwatch.monitor.alarms import Alarm, AlarmBook
 from loopwatch.monitor.judges import Subject
 from loopwatch.monitor.loopbook import WatchedLoop
+from loopwatch.printable import printable
 from loopwatch.stacks import Frame, frames_from_raw, qualified_name, user_frame
 from loopwatch.summary import short_why
 
@@ -41,7 +43,7 @@ class LagJudge:
             alarms.append(
                 Alarm(
                     kind="lag",
-                    subject=block.task or block.callback or block.loop or "a loop",
+                    subject=block.callback or block.task or block.loop or "a loop",
                     reason=f"a loop was blocked for {block.duration:.2f} s: {short_why(block)}",
                     value=block.duration,
                     before=0.0,
@@ -54,6 +56,8 @@ class LagJudge:
                     place=block.culprit,
                     stack=tuple(block.holder_stack or block.blocking_stack or ()),
                     request=block.request,
+                    thread=block.thread_name,
+                    task=block.task,
                 )
             )
         return alarms
@@ -96,6 +100,7 @@ class HangJudge:
 
     def _alarm(self, loop: WatchedLoop, since: int, busy: float) -> list[Alarm]:
         stack = _stack(loop)
+        task, coroutine = _task(loop)
         if loop.busy_since != since:  # it came back meanwhile: the stack is of something else
             return []
         frame = user_frame(stack)
@@ -104,12 +109,11 @@ class HangJudge:
         if not self._book.due(fingerprint):
             self._book.leave_out(fingerprint, busy)
             return []
-        thread = thread_name(loop.native_id, loop.thread_id)
         return [
             Alarm(
                 kind="hang",
-                subject=loop.name,
-                reason=f"a loop has not come back for {busy:.1f} s, thread {thread!r}",
+                subject=coroutine or loop.name,
+                reason=f"a loop has not come back for {busy:.1f} s",
                 value=busy,
                 before=0.0,
                 limit=self._hang,
@@ -120,6 +124,8 @@ class HangJudge:
                 fingerprint=fingerprint,
                 place=place,
                 stack=stack,
+                thread=thread_name(loop.native_id, loop.thread_id),
+                task=task,
             )
         ]
 
@@ -130,6 +136,16 @@ def _subject(block: EventLoopBlock) -> Subject:
         "stack": [qualified_name(frame) for frame in block.blocking_stack or ()],
     }
     return Subject("block", labels)
+
+
+def _task(loop: WatchedLoop) -> tuple[str | None, str | None]:
+    """Name and coroutine of the task that runs on another thread's loop, where asyncio knows it."""
+    with contextlib.suppress(Exception):
+        task = asyncio.current_task(loop.loop)
+        if task is not None:
+            coroutine = getattr(_core.task_coroutine(task), "__qualname__", None)
+            return printable(task.get_name()), None if coroutine is None else printable(coroutine)
+    return None, None
 
 
 def _stack(loop: WatchedLoop) -> tuple[Frame, ...]:

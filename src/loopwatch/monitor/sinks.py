@@ -5,11 +5,13 @@ import io
 import logging
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TextIO
 
-from loopwatch.monitor.alarms import Alarm
+from loopwatch.monitor.alarms import Alarm, stamp
 
 __all__ = ["Sinks"]
 
@@ -36,11 +38,11 @@ class Sinks:
         if on_alarm is not None:
             self._sinks["on_alarm"] = on_alarm
         if logger is not None:
-            self._sinks["logger"] = lambda alarm: logger.warning("%s", alarm)
+            self._sinks["logger"] = partial(_log, logger)
         if json is not None:
             self._sinks["json"] = self._write_json
         if stderr:
-            self._sinks["stderr"] = _write_stderr
+            self._sinks["stderr"] = lambda alarm: _write_stderr(alarm.stamped())
 
     def check(self) -> None:
         """Raise ValueError where alarms could not be written to the path of ``json``."""
@@ -60,11 +62,11 @@ class Sinks:
 
     def _failure(self, name: str, alarm: Alarm, error: BaseException) -> str:
         target = f"json={self._json!r}" if name == "json" and isinstance(self._json, str) else name
-        said = f"loopwatch: an alarm could not be handed to {target}: {self.last_error}"
+        said = f"{stamp(time.time(), alarm.pid)}an alarm could not be handed to {target}: {self.last_error}"
         own = error.__traceback__.tb_next if error.__traceback__ is not None else None
         if name == "on_alarm" and own is not None and self.errors == 1:  # the callback's frames, without ours
             said += "\n" + "".join(traceback.format_exception(type(error), error, own)).rstrip()
-        return said if self._stderr else f"{said}\n{alarm}"
+        return said if self._stderr else f"{said}\n{alarm.stamped()}"
 
     def _write_json(self, alarm: Alarm) -> None:
         line = alarm.as_json() + "\n"
@@ -85,7 +87,12 @@ class Sinks:
             self._json.flush()
 
 
-def _write_stderr(text: object) -> None:
+def _log(logger: logging.Logger, alarm: Alarm) -> None:
+    # handlers add time and process as they are told to; where there is none, logging writes the bare text to stderr
+    logger.warning("%s", alarm if logger.hasHandlers() else alarm.stamped())
+
+
+def _write_stderr(text: str) -> None:
     _write_all(2, f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
