@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import http.server
 import json
 import os
@@ -98,6 +99,10 @@ def test_a_real_scrape_over_http() -> None:
     assert (labels["cause"], count) == ("syscall", 1)
     (took,) = [value for labels, value in found["loopwatch_block_seconds_total"] if "busy_service" in labels["culprit"]]
     assert 0.25 <= took < 2
+    assert found["loopwatch_process_blocks_total"] == [({}, sum(n for _, n in found["loopwatch_blocks_total"]))]
+    assert found["loopwatch_process_blocked_seconds_total"] == [
+        ({}, pytest.approx(sum(value for _, value in found["loopwatch_block_seconds_total"])))
+    ]
     lag = [(labels["le"], value) for labels, value in found["loopwatch_loop_lag_seconds_bucket"]
            if labels["thread"] == "service"]  # fmt: skip
     counts = [value for _, value in lag]
@@ -107,6 +112,30 @@ def test_a_real_scrape_over_http() -> None:
     assert found["loopwatch_up"] == [({}, 1.0)]
     assert ({"kind": "lag"}, 1.0) in found["loopwatch_alarms_total"]
     assert found["loopwatch_process_resident_memory_bytes"][0][1] > 5e6
+
+
+def test_totals_are_there_before_anything_happened() -> None:
+    pytest.importorskip("prometheus_client")
+    from loopwatch.exporters.prometheus import LoopwatchCollector
+
+    async def fails() -> None:
+        raise ValueError
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        assert totals() == {"blocks": 0, "blocked_seconds": 0, "exceptions_never_retrieved": 0}
+        await asyncio.wait([asyncio.create_task(fails())])
+        gc.collect()
+        assert totals()["exceptions_never_retrieved"] == 1
+
+    def totals() -> dict[str, float]:
+        prefix = "loopwatch_process_"
+        return {one.name.removeprefix(prefix): one.values[0][1] for one in collector.families()
+                if one.name.startswith(prefix) and one.kind == "counter" and not one.labels}  # fmt: skip
+
+    with Monitor(lag=60, on_alarm=lambda alarm: None) as monitor:
+        collector = LoopwatchCollector(monitor)
+        asyncio.run(main())
 
 
 def fetch_line() -> int:
@@ -371,6 +400,10 @@ def test_a_real_otlp_export() -> None:
     (block,) = [point for point in points("asyncio.eventloop.block.count", "sum")
                 if "busy_service" in attributes(point)["asyncio.eventloop.block.culprit"]]  # fmt: skip
     assert block.as_int == 1
+    (every,) = points("loopwatch.process.block.count", "sum")
+    assert every.as_int == sum(point.as_int for point in points("asyncio.eventloop.block.count", "sum"))
+    (unseen,) = points("loopwatch.process.exception.unretrieved", "sum")
+    assert unseen.as_int == 0 and not attributes(unseen)
 
     slow = [point for _, export in receiver.requests for resource in export.resource_metrics
             for scope in resource.scope_metrics for metric in scope.metrics

@@ -199,6 +199,12 @@ class Families:
             for key, group in groups:
                 family.add(key, sum(value(one) for one in group))
             yield family
+        unseen = Family(
+            "loopwatch_process_exceptions_never_retrieved",
+            "counter",
+            "Tasks of any coroutine that failed, and nobody asked for the exception; there from the first, with 0.",
+        )
+        yield unseen.add((), sum(one.never_retrieved for one in reading.coroutines))
         ended = Family("loopwatch_tasks_ended", "counter", "Tasks that ended, by how.", (*labels, "outcome"))
         for key, group in groups:
             ended.add((*key, "returned"), sum(one.returned for one in group))
@@ -222,6 +228,11 @@ class Families:
             total.add(key, sum(block.total for block in group))
             longest.add(key, max(block.longest for block in group))
         yield from (count, total, longest)
+        # those with labels begin with their first block, which rate() does not see
+        every = Family("loopwatch_process_blocks", "counter", "Blocks of any culprit; there from the first, with 0.")
+        yield every.add((), sum(block.count for block in reading.blocks))
+        blocked = Family("loopwatch_process_blocked_seconds", "counter", "Time that these took.")
+        yield blocked.add((), sum(block.total for block in reading.blocks))
 
     def _process_families(self, reading: "Reading") -> Iterator[Family]:
         process = reading.process
