@@ -116,6 +116,8 @@ def test_the_detector_names_the_lines_that_grew() -> None:
         found = detector.compare_snapshots("start", "later")
     finally:
         detector.close()
+    assert detector.take_snapshot("closed").allocations is None
+    assert detector.compare_snapshots("start", "closed").tasks == () and detector.snapshots["later"].allocations
     assert found.allocations is not None
     assert found.allocations.sites[0].place == (__file__, line_of(keeps, "line: keeps"), "keeps")
     assert 14e6 < found.allocations.sites[0].size < 26e6

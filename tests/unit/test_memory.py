@@ -4,6 +4,7 @@ import asyncio
 import gc
 import sys
 import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -204,6 +205,20 @@ def test_the_loop_warns_when_memory_is_above_its_baseline() -> None:
 def test_bounds_that_mean_nothing_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must be"):
         MemoryLeakDetector(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("size", "error"), [("x", TypeError), (-1, ValueError), (0, ValueError)])
+def test_a_sample_size_that_means_nothing_is_refused_where_it_is_not_used_too(
+    size: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="sample_bytes must be"):
+        MemoryLeakDetector(sample_bytes=size)
+
+
+@pytest.mark.parametrize("take", [take_snapshot, MemoryLeakDetector().take_snapshot])
+def test_a_label_is_text(take: Any) -> None:
+    with pytest.raises(TypeError, match="label must be text, got 3 of type int"):
+        take(3)
 
 
 def test_growth_is_what_came_since_the_last_call() -> None:

@@ -234,8 +234,14 @@ def test_growth_between_two_snapshots() -> None:
             text = str(report)
             assert f"{__file__}:{line_of('here: grown')}" in text and "+12" in text and "RSS, MB" in text
             assert json.loads(json.dumps(report.as_dict()))["tasks"][0]["grown"] == 12
+            head = report.text(limit=0)
+            assert "RSS, MB" in head and f"were created (0 of {len(report.tasks)} that grew):" in head
+            with pytest.raises(ValueError, match="at least 0, got -1"):
+                report.text(limit=-1)
             with pytest.raises(ValueError, match="exchange"):
                 monitor.compare(later, earlier)
+            with pytest.raises(TypeError, match=r"needs two readings, got 2 of type int: take them with snapshot\(\)"):
+                monitor.compare(earlier, 2)  # type: ignore[arg-type]
             await cancel(left)
             del held
 
@@ -538,6 +544,12 @@ def test_a_json_path_of_somebody_else_is_an_error_at_once() -> None:
         finally:
             if root:
                 os.seteuid(0)
+
+
+@pytest.mark.parametrize("stderr", ["yes", None])
+def test_stderr_is_yes_or_no(stderr: Any) -> None:
+    with pytest.raises(TypeError, match="stderr must be True or False"):
+        Monitor(stderr=stderr)
 
 
 def test_a_json_file_that_takes_no_text_is_an_error_at_once(tmp_path: Path) -> None:

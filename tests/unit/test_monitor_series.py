@@ -116,7 +116,7 @@ def test_quantiles_and_differences_of_histograms() -> None:
 GOOD = {
     "interval": 1.0, "window": 10, "sigma": 2.0, "consecutive": 3, "max_tasks": 100, "memory_growth": 0.5, "lag": 0.2,
     "hang": 10.0, "repeat": 60.0, "objects": 0, "on_alarm": None, "logger": None, "json": None, "ignore": (),
-    "memory": False, "on_sample": None,
+    "memory": False, "on_sample": None, "stderr": False,
 }  # fmt: skip
 
 
@@ -139,6 +139,8 @@ GOOD = {
         ("on_alarm", 5, TypeError, "on_alarm must be a callable"),
         ("logger", "x", TypeError, "logger must be a logging.Logger"),
         ("json", 5, TypeError, "json must be a path"),
+        ("stderr", "yes", TypeError, "stderr must be True or False, got 'yes' of type str"),
+        ("stderr", None, TypeError, "stderr must be True or False, got None"),
         ("ignore", 5, TypeError, "ignore must be"),
     ],
 )

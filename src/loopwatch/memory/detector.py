@@ -48,7 +48,8 @@ class MemoryLeakDetector:
             raise TypeError(f"on_warning must be callable or None, got {on_warning!r}")
         if trace not in (None, "sampled"):
             raise ValueError(f"trace must be None or 'sampled', got {trace!r}")
-        self.trace = AllocationTrace(sample_bytes).start() if trace == "sampled" else None
+        allocations = AllocationTrace(sample_bytes)  # refuses a size that is wrong, wanted or not
+        self.trace = allocations.start() if trace == "sampled" else None
         self.snapshots: dict[str, MemorySnapshot] = {}
         self.baseline_memory = 0.0
         self._max_tasks = max_tasks
@@ -57,7 +58,10 @@ class MemoryLeakDetector:
         self._tracked: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     def take_snapshot(self, label: str) -> MemorySnapshot:
-        """Look at what lives now and keep it under a label; an earlier one of the same label is replaced."""
+        """Look at what lives now and keep it under a label; an earlier one of the same label is replaced.
+
+        Raises TypeError for a label that is no text.
+        """
         snapshot = take_snapshot(label)
         if self.trace is not None and self.trace.on:
             snapshot = dataclasses.replace(snapshot, allocations=self.trace.read())
@@ -73,7 +77,10 @@ class MemoryLeakDetector:
         return Growth.between(self.snapshots[earlier], self.snapshots[later])
 
     def close(self) -> None:
-        """End the sampling of allocations, where it was asked for.  Snapshots stay.  Idempotent."""
+        """End the sampling of allocations, where it was asked for.  Idempotent.
+
+        Snapshots stay, and more can be taken: those hold all but allocations.
+        """
         if self.trace is not None:
             self.trace.stop()
 

@@ -52,8 +52,11 @@ def take_snapshot(label: str = "", *, collect: bool = True) -> MemorySnapshot:
     """Look at what lives now.
 
     ``collect`` (default) runs the garbage collector first, so that garbage does not count; it blocks this thread's
-    event loop meanwhile, some 10 ms for every 100,000 objects.  Counting takes about as long again.
+    event loop meanwhile, some 10 ms for every 100,000 objects.  Counting takes about as long again.  Raises TypeError
+    for a label that is no text.
     """
+    if not isinstance(label, str):
+        raise TypeError(f"a snapshot's label must be text, got {label!r} of type {type(label).__name__}")
     if collect:
         gc.collect()
     memory: ProcessMemory = process_memory()

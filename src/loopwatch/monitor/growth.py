@@ -50,7 +50,13 @@ class GrowthReport:
 
     @classmethod
     def between(cls, earlier: Reading, later: Reading) -> "GrowthReport":
-        """Compare two readings.  Raises ValueError where the second is the earlier one."""
+        """Compare two readings.  Raises ValueError where the second is the earlier one, TypeError for what is none."""
+        for reading in (earlier, later):
+            if not isinstance(reading, Reading):
+                raise TypeError(
+                    f"compare(earlier, later) needs two readings, got {reading!r} of type {type(reading).__name__}: "
+                    "take them with snapshot() or read()"
+                )
         if later.monotonic < earlier.monotonic:
             raise ValueError("compare(earlier, later) was given the later reading first: exchange them")
         allocations = None
@@ -70,7 +76,9 @@ class GrowthReport:
         )
 
     def text(self, limit: int = 10) -> str:
-        """Tables of the ``limit`` largest of each."""
+        """Tables of the ``limit`` largest of each; with 0, how many there are.  Raises ValueError for less."""
+        if limit < 0:
+            raise ValueError(f"limit must be a number of lines, at least 0, got {limit!r}")
         lines = [f"In {self.seconds:.1f} s:"]
         for name, (before, now) in (("threads", self.threads), ("descriptors", self.descriptors)):
             lines.append(f"  {name:<12} {before:>10,} -> {now:>10,}  {now - before:+,}")
@@ -150,7 +158,7 @@ def _table(title: str, found: Sequence[Grown], limit: int) -> list[str]:
         return []
     shown = found[:limit]
     lines = [f"{title}:" if len(shown) == len(found) else f"{title} ({len(shown)} of {len(found)} that grew):"]
-    width = max(len(entry.name) for entry in shown)
+    width = max((len(entry.name) for entry in shown), default=0)
     for entry in shown:
         size = "" if entry.size_grown is None else f"  {entry.size_grown / 1024:+,.0f} KB"
         place = "" if entry.place is None else f"  {place_text(entry.place)}"

@@ -83,6 +83,7 @@ class Monitor:
             on_alarm=on_alarm,
             logger=logger,
             json=json,
+            stderr=stderr,
             ignore=ignore,
             memory=memory,
             objects=objects,

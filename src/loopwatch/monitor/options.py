@@ -31,7 +31,15 @@ class MonitorOptions:
 
 
 def check_options(
-    *, on_alarm: Any, on_sample: Any, logger: Any, json: Any, ignore: Any, memory: Any, **numbers: Any
+    *,
+    on_alarm: Any,
+    on_sample: Any,
+    logger: Any,
+    json: Any,
+    stderr: Any,
+    ignore: Any,
+    memory: Any,
+    **numbers: Any,
 ) -> MonitorOptions:
     """Raise TypeError or ValueError, with what was expected, for what is wrong."""
     for name, what in (("interval", "seconds"), ("lag", "seconds")):
@@ -49,7 +57,7 @@ def check_options(
         raise ValueError(f"interval must be at least 0.01 seconds, got {numbers['interval']!r}")
     if memory not in (False, True, "sampled"):
         raise ValueError(f"memory must be False, True or 'sampled', got {memory!r}")
-    check_sinks(on_alarm, logger, json)
+    check_sinks(on_alarm, logger, json, stderr)
     if on_sample is not None and not callable(on_sample):
         raise TypeError(f"on_sample must be a callable that takes a Reading, got {on_sample!r}")
     return MonitorOptions(on_sample=on_sample, ignores=ignores_from(ignore), sampled=bool(memory), **numbers)

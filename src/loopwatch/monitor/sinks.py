@@ -101,8 +101,10 @@ def _write_all(target: int, data: bytes) -> None:
         data = data[os.write(target, data) :]
 
 
-def check_sinks(on_alarm: Any, logger: Any, json: Any) -> None:
+def check_sinks(on_alarm: Any, logger: Any, json: Any, stderr: Any) -> None:
     """Raise TypeError or ValueError for what cannot take an alarm."""
+    if not isinstance(stderr, bool):
+        raise TypeError(f"stderr must be True or False, got {stderr!r} of type {type(stderr).__name__}")
     if on_alarm is not None and not callable(on_alarm):
         raise TypeError(f"on_alarm must be a callable that takes an Alarm, got {on_alarm!r}")
     if logger is not None and not isinstance(logger, logging.Logger | logging.LoggerAdapter):
