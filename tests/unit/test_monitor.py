@@ -626,6 +626,26 @@ def test_a_line_that_was_cut_does_not_spoil_the_next(
     assert "No space left on device" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("rate", "says"),
+    [
+        (1234.5, "+1,234 tasks a second"),
+        (32.94, "+32.9 tasks a second"),
+        (0.5, "+30 tasks a minute"),
+        (-0.5, "-30 tasks a minute"),
+        (15 / 3600, "+15 tasks an hour"),
+        (3 / 86400, "+3 tasks a day"),
+        (0.0, "unchanged from then on"),
+        (1e-9, "unchanged from then on"),
+    ],
+)
+def test_a_rate_is_a_number_that_can_be_read(rate: float, says: str) -> None:
+    alarm = Alarm(
+        "tasks", "http", "15 tasks of http(), up from 0", 15, 0, 10, "tasks", rate, 1e9, 1e9 + 9, "tasks:http"
+    )
+    assert str(alarm).splitlines()[1].endswith(f", {says}")
+
+
 def test_growing_memory_is_named_by_type_and_line() -> None:
     alarms: list[Alarm] = []
     cache: list[Any] = []

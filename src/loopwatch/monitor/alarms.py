@@ -104,7 +104,7 @@ class Alarm:
                 ", ".join([f"  in {printable(self.subject)}", *(f"{what} {name!r}" for what, name in names if name)])
             )
         else:
-            lines.append(f"  since {_moment(self.since)}, {self.rate:+.3g} {self.unit} a second")
+            lines.append(f"  since {_moment(self.since)}, {rate_text(self.rate, self.unit)}")
         lines += [f"  {one.count} wait at {place_text(one.place)} for {one.waits_for}" for one in self.waits[:3]]
         lines += [f"  {example}" for example in self.examples]
         lines += [f"  {line}" for line in self.detail]
@@ -176,6 +176,15 @@ def telling(stack: Sequence[FrameSummary]) -> Sequence[FrameSummary]:
 def place_dict(place: Place | None) -> Mapping[str, Any] | None:
     """A place as JSON has it."""
     return None if place is None else {"file": place[0], "line": place[1], "name": place[2]}
+
+
+def rate_text(rate: float, unit: str) -> str:
+    """Growth, in units a second, by the unit of time in which it is a number above 1."""
+    for seconds, name in ((1, "a second"), (60, "a minute"), (3600, "an hour"), (86400, "a day")):
+        number = rate * seconds
+        if abs(number) >= 1:
+            return f"{number:+,.0f} {unit} {name}" if abs(number) >= 100 else f"{number:+.3g} {unit} {name}"
+    return "unchanged from then on"
 
 
 def stamp(moment: float, pid: int) -> str:
