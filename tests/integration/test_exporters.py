@@ -127,6 +127,8 @@ def test_totals_are_there_before_anything_happened() -> None:
         await asyncio.wait([asyncio.create_task(fails())])
         gc.collect()
         assert totals()["exceptions_never_retrieved"] == 1
+        (samples,) = [one.values for one in collector.families() if one.name == "loopwatch_monitor_samples"]
+        assert samples == [((), 0)]  # a scrape reads, and feeds no alarms
 
     def totals() -> dict[str, float]:
         prefix = "loopwatch_process_"

@@ -253,8 +253,9 @@ class Families:
             alarms.add((kind,), count)
         yield alarms
         overhead = reading.overhead
-        yield Family("loopwatch_monitor_samples", "counter", "Samples taken.").add((), overhead.samples)
-        seconds = Family("loopwatch_monitor_cpu_seconds", "counter", "CPU time of the monitor itself.")
+        samples = Family("loopwatch_monitor_samples", "counter", "Samples taken for the alarms; a scrape is none.")
+        yield samples.add((), overhead.samples)
+        seconds = Family("loopwatch_monitor_cpu_seconds", "counter", "CPU time that these took.")
         yield seconds.add((), overhead.seconds)
         yield Family("loopwatch_monitor_errors", "counter", "Samples that failed.").add((), overhead.errors)
         dropped = Family("loopwatch_monitor_dropped", "counter", "What found no room, by what it was.", ("what",))

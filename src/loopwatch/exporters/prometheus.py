@@ -57,7 +57,7 @@ class LoopwatchCollector:
         what is more is told together as ``other``, and counted in ``loopwatch_series_cut``.  Default 50 each.
     bounds: of histograms, seconds, in rising order.  Keep them the same in all processes.
 
-    Each scrape takes a sample.  Raises TypeError or ValueError for arguments that are wrong.
+    Each scrape reads the monitor anew, which is no sample of its alarms.  Raises TypeError or ValueError for arguments that are wrong.
     """
 
     def __init__(self, monitor: "Monitor", *, limit: int = LIMIT, bounds: Sequence[float] = BOUNDS) -> None:
@@ -72,7 +72,7 @@ class LoopwatchCollector:
             yield _metric(family, self._families.bounds, "", ())
 
     def describe(self) -> list[Any]:
-        """Nothing: registering takes no sample."""
+        """Nothing: registering reads nothing."""
         return []
 
     def families(self) -> list[Family]:
