@@ -57,7 +57,8 @@ class LoopwatchCollector:
         what is more is told together as ``other``, and counted in ``loopwatch_series_cut``.  Default 50 each.
     bounds: of histograms, seconds, in rising order.  Keep them the same in all processes.
 
-    Each scrape reads the monitor anew, which is no sample of its alarms.  Raises TypeError or ValueError for arguments that are wrong.
+    Each scrape reads the monitor anew, which is no sample of its alarms.  Raises TypeError or ValueError for arguments
+    that are wrong.
     """
 
     def __init__(self, monitor: "Monitor", *, limit: int = LIMIT, bounds: Sequence[float] = BOUNDS) -> None:
