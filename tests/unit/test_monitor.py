@@ -35,7 +35,7 @@ from loopwatch.monitor import lagjudge as lagjudge_module
 from loopwatch.monitor import running as monitor_module
 from loopwatch.monitor.alarms import AlarmBook, LeftOut
 from loopwatch.monitor.lagjudge import HangJudge, LagJudge
-from loopwatch.monitor.loopbook import WatchedLoop
+from loopwatch.monitor.loopbook import LoopBook, WatchedLoop
 from loopwatch.monitor.sinks import Sinks
 
 
@@ -449,6 +449,22 @@ def test_hangs_left_out_are_counted() -> None:
     (last,) = look()
     assert last.left_out is not None and (last.left_out.count, last.left_out.longest) == (2, None)
     assert "  2 more since " in str(last) and " were not told\n" in f"{last}\n"
+
+
+def test_a_loop_that_is_looked_at_while_it_is_being_opened_stays() -> None:
+    trio = pytest.importorskip("trio")
+    seen: list[list[WatchedLoop]] = []
+    book = LoopBook(10**9, 10**8, lambda raw, name: None, lambda: seen.append(book.loops))
+
+    async def main() -> None:
+        book.start()
+        try:
+            assert [watched.kind for watched in book.loops] == ["trio"]
+        finally:
+            book.stop()
+
+    trio.run(main)
+    assert len(seen) == 1  # as the monitor's thread does, which begins with the first loop
 
 
 def test_hangs_are_looked_for_when_one_can_be(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ class WatchedLoop:
         self.loop = loop
         self.name = printable(repr(loop))[:_NAMES]
         self.kind, self.exact = "generic", False
+        self.opening = True
         self.scope: LoopScope | None = None
         self.stats: LoopStats | None = None
         self.tasks: TaskFactory | None = None
@@ -53,7 +54,7 @@ class WatchedLoop:
     def closed(self) -> bool:
         """Whether it can never run again."""
         is_closed = getattr(self.loop, "is_closed", None)
-        return self.scope is None and (is_closed is None or bool(is_closed()))
+        return not self.opening and self.scope is None and (is_closed is None or bool(is_closed()))
 
     @property
     def busy_since(self) -> int:
@@ -211,14 +212,15 @@ class LoopBook:
         known = self._loops.get(id(loop))
         if known is None or known.loop is not loop:
             known = self._loops[id(loop)] = WatchedLoop(loop)
-        if known.scope is not None or running_loop() is not loop:
-            return
-        self._on_loop()
         name = known.name
         try:
-            known.open(self._threshold_ns, self._interval_ns, lambda raw: self._on_block(raw, name))
+            if known.scope is None and running_loop() is loop:
+                self._on_loop()
+                known.open(self._threshold_ns, self._interval_ns, lambda raw: self._on_block(raw, name))
         except Exception as error:
             self.loop_unseen(f"{type(loop).__module__}.{type(loop).__qualname__}: {type(error).__name__}: {error}")
+        finally:
+            known.opening = False
 
     def loop_stopped(self, loop: Any) -> None:
         """In the loop's thread."""
