@@ -57,7 +57,7 @@ class GrowthWatch:
 
     def _told(self, alarm: Alarm) -> None:
         if alarm.kind != "lag" and not self._quiet:
-            self._terminal.write(f"{alarm}\n")
+            self._terminal.write(f"{alarm.stamped()}\n")
 
 
 def _alive(reading: Reading) -> int:
