@@ -493,3 +493,28 @@ def test_what_fixtures_hold_is_not_waited_for(tmp_path: Path) -> None:
     assert ended.report["findings"] == []
     spent = sum(float(case.get("time", "0")) for case in ElementTree.parse(tmp_path / "junit.xml").iter("testcase"))
     assert spent < 1.0, ended.output  # one grace period each, of 0.1 s, would be more
+
+
+SOON = """
+import asyncio
+
+import pytest
+
+
+@pytest.mark.parametrize("number", range(8))
+async def test_timer(number):
+    asyncio.get_running_loop().call_later(0.099, int)
+
+
+@pytest.mark.parametrize("number", range(8))
+async def test_task(number):
+    asyncio.create_task(asyncio.wait_for(asyncio.sleep(0.099), 10))
+"""
+
+
+def test_what_ends_within_the_grace_period_is_no_leak(tmp_path: Path) -> None:
+    """To its last millisecond, with the turns of the loop that it then takes to end."""
+    (tmp_path / "test_soon.py").write_text(SOON)
+    ended = run(tmp_path, "--loopwatch", "test_soon.py", suites=(), ini=AUTO_INI)
+    assert ended.code == 0, ended.output
+    assert [each["headline"] for each in ended.report["findings"]] == []

@@ -150,9 +150,7 @@ class Region:
 
     async def _settle(self, watched: Sequence[_Watched], longest: float | None) -> None:
         for pause in self._looks(watched, longest):
-            for _ in range(_TURNS):
-                await _turn()
-            _pause(pause)
+            await _run_on(pause)
 
     def settle_now(self, longest: float | None = None, *, of_loop: bool = False) -> None:
         """The same where no loop runs; the region's own loop is run meanwhile, if it can be.
@@ -177,31 +175,37 @@ class Region:
             _pause(pause)
 
     def _looks(self, watched: Sequence[_Watched], longest: float | None) -> Generator[float, None, None]:
+        """Look after each pause.  What ends with the last moment of its grace period has turns of the loop after it."""
         waiting = list(watched)
-        waited, pause = 0.0, 0.0
+        waited, pause, first = 0.0, 0.0, True
+        over: set[int] = set()
         while True:
             still = []
+            left = 0.0
             for each in reversed(waiting):  # blocking, the last to begin, closes first
                 self._look_at(each)
                 grace = each.rule.grace_period if longest is None else min(longest, each.rule.grace_period)
-                if each.found and waited < grace:
-                    each.reason = each.session.settled() if waited else None
-                    if each.reason is None:
-                        still.append(each)
+                if not each.found or grace <= 0 or id(each) in over:
+                    continue
+                each.reason = None if first else each.session.settled()
+                if each.reason is None:
+                    still.append(each)
+                    left = max(left, grace - waited)
+                    if waited >= grace:
+                        over.add(id(each))
             if not still:
                 return
-            waiting = still
+            waiting, first = still, False
+            pause = min(pause, max(left, 0.0))
             yield pause
-            waited += max(pause, 0.0001)
+            waited += pause
             pause = min(pause * 2, _LONGEST_PAUSE) or _FIRST_PAUSE
 
     async def cancel(self) -> None:
         """Cancel what is left where the action says so, and wait for it to end."""
         asked = self._ask_to_end()
         for pause in self._looks([each for each, _ in asked], _CANCEL_WAIT):
-            for _ in range(_TURNS):
-                await _turn()
-            _pause(pause)
+            await _run_on(pause)
         self._tell_survivors(asked)
 
     def cancel_now(self) -> None:
@@ -307,6 +311,13 @@ def _pause(seconds: float) -> None:
 @types.coroutine
 def _bare_yield() -> Generator[None, None, None]:
     yield
+
+
+async def _run_on(pause: float) -> None:
+    """Pause, then let the loop do what came due meanwhile."""
+    _pause(pause)
+    for _ in range(_TURNS):
+        await _turn()
 
 
 def _turn() -> Awaitable[None]:
