@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import pickle
+import queue
 import re
 import threading
 import time
@@ -363,6 +364,35 @@ class TestExecutors:
 
         leaks = asyncio.run(main())
         assert [(leak.name, "anyio.to_thread" in leak.role) for leak in leaks] == [("AnyIO worker thread", True)]
+
+    @pytest.mark.parametrize("after_loop", [False, True])
+    @pytest.mark.parametrize("where", ["a C function", "a queue of the program's"])
+    def test_worker_of_anyio_that_waits_where_no_frame_tells_it_from_an_idle_one(
+        self, where: str, after_loop: bool
+    ) -> None:
+        anyio = pytest.importorskip("anyio")
+        lock, items = threading.Lock(), queue.Queue[int]()
+        lock.acquire()
+        wait, release = (lock.acquire, lock.release) if where == "a C function" else (items.get, lambda: items.put(1))
+
+        async def main() -> None:
+            with anyio.move_on_after(0.01):
+                await anyio.to_thread.run_sync(wait, abandon_on_cancel=True)
+
+        async def guarded() -> None:
+            async with guard:
+                await main()
+
+        guard = no_thread_leaks(lambda leaks: None, grace_period=0.02)
+        try:
+            if after_loop:
+                with guard:
+                    asyncio.run(main())
+            else:
+                asyncio.run(guarded())
+        finally:
+            release()
+        assert [leak.name for leak in guard.leaks] == ["AnyIO worker thread"]
 
 
 class TestActions:

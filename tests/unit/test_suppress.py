@@ -139,6 +139,7 @@ BOOT = ["Thread._bootstrap", "Thread._bootstrap_inner"]
             True,
         ),
         (Found("AnyIO worker thread", "thread", given={"stack": [*BOOT, "WorkerThread.run", "handler"]}), False),
+        (Found("AnyIO worker thread", "thread", given={"stack": [*BOOT, "WorkerThread.run"]}), False),
         (Found("AnyIO worker thread", "thread", given={"stack": []}), False),
         (Found("AnyIO worker thread", "task", given={"stack": ["WorkerThread.run", "Queue.get"]}), False),
         (Found("Trio thread 12", "thread", given={"stack": [*BOOT, "Thread.run", "WorkerThread._work"]}), True),

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopwatch.leaks.suppress import Ignore
+from loopwatch.leaks.thread_roles import has_work
 
 __all__ = ["KNOWN_GOOD"]
 
 
 @dataclass(frozen=True)
 class _Idle(Ignore):
-    """A worker thread of a pool that has nothing to do: below its own ``run`` it only waits for work."""
+    """A worker thread of a pool that has nothing to do: below its own ``run`` it only waits for work.
+
+    ``waits``: the functions by which it does, ``run`` calls the first; none: ``run`` itself waits.
+    """
 
     run: str = ""
     waits: tuple[str, ...] = ()
@@ -25,7 +29,10 @@ class _Idle(Ignore):
         if not super().matches(leak, labels):
             return False
         stack = list(labels.get("stack", ()))
-        return self.run in stack and all(name in self.waits for name in stack[stack.index(self.run) + 1 :])
+        if self.run not in stack or has_work(getattr(leak, "thread_ref", None)):
+            return False
+        inner = stack[stack.index(self.run) + 1 :]
+        return inner[:1] == list(self.waits[:1]) and all(name in self.waits for name in inner)
 
 
 KNOWN_GOOD: tuple[Ignore, ...] = (

@@ -17,7 +17,17 @@ from typing import Any
 
 from loopwatch.stacks import qualified_name
 
-__all__ = ["executor_of", "is_harmless", "is_idle", "is_worker", "loops_own", "older_workers", "role_of", "target_of"]
+__all__ = [
+    "executor_of",
+    "has_work",
+    "is_harmless",
+    "is_idle",
+    "is_worker",
+    "loops_own",
+    "older_workers",
+    "role_of",
+    "target_of",
+]
 
 # Module and beginning of the qualified name of what runs in a thread; what it is, and what ends it.
 _ROLES = (
@@ -111,8 +121,14 @@ def is_idle(thread: threading.Thread | None, state: str, frames: Sequence[FrameS
     if thread is not None and _is_anyios(thread):
         inner = [qualified_name(frame) for frame in frames]
         own = [at for at, qualname in enumerate(inner) if qualname == "WorkerThread.run"]
-        return bool(own) and (own[-1] + 1 == len(inner) or inner[own[-1] + 1] == "Queue.get")
+        return bool(own) and inner[own[-1] + 1 : own[-1] + 2] == ["Queue.get"] and not has_work(thread)
     return plain == "_worker" or name.endswith("_worker")
+
+
+def has_work(thread: threading.Thread | None) -> bool:
+    """Whether a worker of anyio runs a call: one may wait at a Queue too, or in a C function, which has no frame."""
+    queue = getattr(thread, "queue", None)
+    return bool(getattr(queue, "unfinished_tasks", 0))
 
 
 def _is_anyios(thread: threading.Thread) -> bool:
