@@ -16,6 +16,7 @@ import re
 import select
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ class Truth:
     says: tuple[str, ...] = ()  # parts of the report
     count: int = 1
     has_place: bool = True  # on uvloop, C opens sockets: no line is known
+    by_c: bool = False  # C opens it, on every loop
     only: str = ""  # the only loop on which it leaks
 
 
@@ -233,7 +235,7 @@ async def file_left(keep: Keep) -> None:
     keep.append(open(os.path.join(directory, "some.log"), "w"))  # culprit:file_left
 
 
-@leaks("no_descriptor_leaks", "/etc/.*", "no Python object owns it")
+@leaks("no_descriptor_leaks", "/etc/.*", "no Python object shows this number: code that knows it")
 async def number_lost(keep: Keep) -> None:
     keep.append(os.open("/etc/passwd", os.O_RDONLY))  # culprit:number_lost
 
@@ -244,6 +246,22 @@ async def listener_left(keep: Keep) -> None:
     keep.append(listener)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
+
+
+@leaks(
+    "no_descriptor_leaks",
+    r".*/a\.db",
+    "a C library such as SQLite may own it: close its connection",
+    has_place=False,
+    by_c=True,
+)
+async def database_left(keep: Keep) -> None:
+    keep.append(sqlite3.connect(os.path.join(tempfile.mkdtemp(), "a.db")))  # culprit:database_left
+
+
+@leaks("no_descriptor_leaks", r"listening socket 127\.0\.0\.1:\d+", "Owner: ", " object\n")
+async def server_left(keep: Keep) -> None:
+    keep.append(await asyncio.start_server(print, "127.0.0.1", 0))  # culprit:server_left
 
 
 @leaks(

@@ -43,7 +43,8 @@ class LeakedDescriptor(Resource):
     what: "file", "directory", "socket", "listening socket", "pipe", "epoll", "eventfd", "pidfd", "device", ...
     local, peer: a socket's own address and the other end's, as text.
     creation_stack: where it was opened; None where C code did (libuv, SQLite) or another process.
-    owner: the Python object that owns it, in words; None: no object does.  holder: who holds that object, in words.
+    owner: the Python object that owns it, in words; None: none shows its number, as with what C libraries open.
+    holder: who holds that object, in words.
     """
 
     kind: ClassVar[str] = "descriptor"
@@ -67,7 +68,7 @@ class LeakedDescriptor(Resource):
         if self.owner is None:
             if self.unsearched:
                 return f"its owner is {self.unsearched}"
-            return "no Python object owns it"
+            return "no Python object shows its number"
         return f"owned by a {self.owner}" + (f", held by {self.holder}" if self.holder else "")
 
     def facts(self) -> Iterable[tuple[str, str | None]]:
@@ -75,9 +76,14 @@ class LeakedDescriptor(Resource):
         yield "What", self.what
         yield "Local Address", self.local
         yield "Peer", self.peer
-        nobody = self.unsearched or "no Python object owns it, so nothing in the program can close it but os.close()"
-        yield "Owner", self.owner or nobody
+        yield "Owner", self.owner or self.unsearched or self._nobody_text()
         yield "Held by", self.holder or (self.unsearched if self.owner else None)
+
+    def _nobody_text(self) -> str:
+        nobody = "no Python object shows this number"
+        if self.creation_stack:
+            return f"{nobody}: code that knows it, Python's or C, is to close it"
+        return f"{nobody}; a C library such as SQLite may own it: close its connection"
 
     def labels(self) -> Mapping[str, Sequence[str]]:
         return merged(super().labels(), name=[self.what])
@@ -86,8 +92,9 @@ class LeakedDescriptor(Resource):
 class DescriptorKind(Kind):
     """Descriptors of the whole process that are open at the exit and were not, or were other files, at the entry.
 
-    Standard streams are left out; so is what an open event loop keeps for itself, which is the loop's matter, and what
-    keeps the resource tracker and the fork server of ``multiprocessing`` alive.
+    Standard streams are left out; so is what an open event loop keeps for itself, which is the loop's matter, what
+    keeps the resource tracker and the fork server of ``multiprocessing`` alive, and that by which asyncio waits for a
+    child process: the child is what was left.
     """
 
     name: ClassVar[str] = "descriptors"
@@ -124,6 +131,8 @@ class _Session(ResourceSession):
                 continue
             if leak.name.startswith("/proc/") and _is_loopwatchs(origin):
                 continue
+            if leak.what == "pidfd" and _is_asyncios(origin) and _lives(number):
+                continue
             if self.foreign(origin):
                 self._apart.append(leak)
             else:
@@ -131,7 +140,7 @@ class _Session(ResourceSession):
         return list(self._left)
 
     def complete(self, leaks: Sequence[Any], search: "Search") -> list[Leak]:
-        found = search.owned_by(owners.descriptor_types(), owners.number_of, [leak.fd for leak in leaks])
+        found = search.owned_by(owners.descriptor_types(), owners.numbers_of, [leak.fd for leak in leaks])
         search.look(list(found.values()))
         return [_completed(leak, found.get(leak.fd), search) for leak in leaks]
 
@@ -167,6 +176,20 @@ def _is_loopwatchs(origin: "Origin | None") -> bool:
         return True
     frames = origin.frames()
     return bool(frames) and is_own(frames[-1][0])
+
+
+def _is_asyncios(origin: "Origin | None") -> bool:
+    frames = [] if origin is None else origin.frames()
+    return bool(frames) and frames[-1][0].endswith("/asyncio/unix_events.py")
+
+
+def _lives(number: int) -> bool:
+    """Whether the process of a pidfd is there still, if only to be reaped."""
+    try:
+        with open(f"/proc/self/fdinfo/{number}", encoding="ascii") as file:
+            return any(line.startswith("Pid:") and int(line.split()[1]) > 0 for line in file)
+    except (OSError, ValueError):
+        return False
 
 
 def _leak(number: int, mode: int, origin: "Origin | None") -> LeakedDescriptor | None:

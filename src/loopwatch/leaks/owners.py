@@ -16,7 +16,7 @@ from typing import Any
 from loopwatch import _core
 from loopwatch.leaks.effort import allowed
 
-__all__ = ["Search", "descriptor_types", "instances_of", "number_of", "pid_of", "process_types", "subclasses"]
+__all__ = ["Search", "descriptor_types", "instances_of", "numbers_of", "pids_of", "process_types", "subclasses"]
 
 _NO_LIMIT = 1 << 60
 _LEVELS = 3  # who holds it, who holds that, and whose attributes those are
@@ -48,17 +48,16 @@ class Search:
             )
 
     def owned_by(
-        self, kinds: Iterable[type], number: Callable[[Any], int | None], wanted: Iterable[int]
+        self, kinds: Iterable[type], numbers: Callable[[Any], Iterable[int]], wanted: Iterable[int]
     ) -> dict[int, Any]:
         """By number (a descriptor, a process id), the object of these types that owns it."""
-        numbers = set(wanted)
+        asked = set(wanted)
         candidates, complete = _core.objects_of(tuple(kinds), self._left())
         self._seen(complete)
         found: dict[int, Any] = {}
         for _, candidate in sorted(candidates, key=lambda pair: _depth(pair[1])):
-            its = number(candidate)
-            if its in numbers:
-                found.setdefault(its, candidate)
+            for number in asked.intersection(numbers(candidate)):
+                found.setdefault(number, candidate)
         self.hide(found)
         return found
 
@@ -191,24 +190,26 @@ def _types_in(name: str) -> list[type]:
     return [] if module is None else [kind for kind in list(vars(module).values()) if isinstance(kind, type)]
 
 
-def number_of(candidate: Any) -> int | None:
-    """The descriptor of what has one; None for what is closed, detached or half made."""
+def numbers_of(candidate: Any) -> Iterable[int]:
+    """The descriptors of what has any; none of what is closed, detached or half made."""
     try:
+        sockets = [candidate]
         if type(candidate).__module__ == "uvloop.loop":
-            socket = candidate.get_extra_info("socket")
-            return socket.fileno() if socket is not None else None
-        number = candidate.fileno()
+            servers = type(candidate).__name__ == "Server"
+            sockets = candidate.sockets if servers else [candidate.get_extra_info("socket")]
+        numbers = [socket.fileno() for socket in sockets if socket is not None]
     except Exception:
-        return None
-    return number if isinstance(number, int) else None
+        return ()
+    return [number for number in numbers if isinstance(number, int)]
 
 
-def pid_of(candidate: Any) -> int | None:
+def pids_of(candidate: Any) -> Iterable[int]:
+    """The process that it would reap."""
     try:
         pid = candidate.get_pid() if hasattr(candidate, "get_pid") else candidate.pid
     except Exception:
-        return None
-    return pid if isinstance(pid, int) else None
+        return ()
+    return [pid] if isinstance(pid, int) else ()
 
 
 def _ours(filename: str) -> bool:

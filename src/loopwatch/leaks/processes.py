@@ -127,7 +127,7 @@ class _Session(ResourceSession):
         return list(self._left)
 
     def complete(self, leaks: Sequence[Any], search: "Search") -> list[Leak]:
-        found = search.owned_by(owners.process_types(), owners.pid_of, [leak.pid for leak in leaks])
+        found = search.owned_by(owners.process_types(), owners.pids_of, [leak.pid for leak in leaks])
         reapers = [found.get(leak.pid) for leak in leaks]
         texts = [f"{type(one).__module__}.{type(one).__qualname__} object" for one in reapers]
         owned = [

@@ -20,7 +20,7 @@ from loopwatch.errors import LeakError
 from loopwatch.leaks.descriptors import LeakedDescriptor
 from loopwatch.leaks.effort import IN_TESTS, allow
 from loopwatch.leaks.kinds import Session
-from loopwatch.leaks.owners import Search, descriptor_types, number_of, pid_of, process_types
+from loopwatch.leaks.owners import Search, descriptor_types, numbers_of, pids_of, process_types
 from loopwatch.leaks.processes import LeakedProcess
 from loopwatch.leaks.waiting import Rule, told
 from loopwatch.loops import running_loop
@@ -249,8 +249,8 @@ class Region:
         pids = {leak.pid: identity(leak) for leak in found if isinstance(leak, LeakedProcess)}
         with allow(IN_TESTS):
             search = Search()
-            owners = search.owned_by(descriptor_types(), number_of, numbers) if numbers else {}
-            reapers = search.owned_by(process_types(), pid_of, pids) if pids else {}
+            owners = search.owned_by(descriptor_types(), numbers_of, numbers) if numbers else {}
+            reapers = search.owned_by(process_types(), pids_of, pids) if pids else {}
         things.update({numbers[number]: [owner] for number, owner in owners.items()})
         things.update({pids[pid]: [reaper] for pid, reaper in reapers.items()})
         return {key: known for key, thing in things.items() if (known := [one for one in thing if one is not None])}
