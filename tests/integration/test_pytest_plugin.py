@@ -518,3 +518,37 @@ def test_what_ends_within_the_grace_period_is_no_leak(tmp_path: Path) -> None:
     ended = run(tmp_path, "--loopwatch", "test_soon.py", suites=(), ini=AUTO_INI)
     assert ended.code == 0, ended.output
     assert [each["headline"] for each in ended.report["findings"]] == []
+
+
+NEW_NAMES = """
+import asyncio
+import sqlite3
+
+kept = []
+
+
+def test_database(tmp_path):
+    kept.append(sqlite3.connect(tmp_path / "a.db"))
+
+
+async def test_opened_in_a_thread(tmp_path):
+    (tmp_path / "x").write_text("x")
+    kept.append(await asyncio.to_thread(open, tmp_path / "x"))
+
+
+async def test_begun_from_a_thread():
+    loop = asyncio.get_running_loop()
+    await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(asyncio.Event().wait(), loop))
+"""
+
+
+def test_baseline_knows_what_has_another_name_in_every_run(tmp_path: Path) -> None:
+    (tmp_path / "test_names.py").write_text(NEW_NAMES)
+    arguments = ("--loopwatch", "--loopwatch-action=raise", "--loopwatch-baseline=known.json", "test_names.py")
+    first = run(tmp_path, *arguments, suites=(), ini=AUTO_INI)
+    again = run(tmp_path, *arguments, suites=(), ini=AUTO_INI)
+    assert (first.code, again.code) == (0, 0), again.output
+    assert again.report["known_count"] == first.report["known_count"] == 3
+    entries = json.loads((tmp_path / "known.json").read_text())["leaks"]
+    assert {entry["file"] for entry in entries} == {"test_names.py"}  # no path of this machine, or version
+    assert "not met" not in again.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import re
@@ -13,6 +14,7 @@ import pytest
 
 from loopwatch import Baseline, BaselineError
 from loopwatch.leaks.baseline import BaselineEntry
+from loopwatch.leaks.descriptors import LeakedDescriptor
 from loopwatch.leaks.kinds import Leak
 
 
@@ -78,6 +80,39 @@ def test_entries_that_no_longer_match_are_told(tmp_path: Path) -> None:
     again.note([leak("/app/a.py", "a")])
     assert again.stale() == [BaselineEntry("/app/b.py", "b", "task", 1)]
     assert str(again.stale()[0]) == "1 task created by b in /app/b.py"
+
+
+OWNER = ("/app/tests/test_db.py", 3, "test_rows")
+
+
+def test_what_has_no_place_of_the_programs_is_known_by_its_owner(tmp_path: Path) -> None:
+    """Its name is another in every run, and Python's own functions are named otherwise by another version."""
+    asyncios = str(Path(asyncio.__file__).parent / "tasks.py")
+    first, again = (
+        Baseline(tmp_path / "leaks.json"),
+        [
+            Found("/tmp/run-2/a.db"),
+            leak(asyncios, "_ensure_future", 680),
+            leak("/app/db.py", "start"),
+        ],
+    )
+    first.note([Found("/tmp/run-1/a.db"), leak(asyncios, "ensure_future", 731), leak("/app/db.py", "start")], OWNER)
+    first.save()
+    assert first.seen() == [("/app/db.py", "start", "task", 1), ("/app/tests/test_db.py", "test_rows", "task", 2)]
+    assert Baseline.load(first.path).new(again, OWNER) == []
+    assert Baseline.load(first.path).new(again, ("/app/tests/test_db.py", 9, "test_other")) == again[:2]
+
+
+def test_what_has_no_owner_either_is_known_by_what_it_is(tmp_path: Path) -> None:
+    asyncios = str(Path(asyncio.__file__).parent / "tasks.py")
+    baseline = Baseline(tmp_path / "leaks.json")
+    baseline.note([LeakedDescriptor("/tmp/run-1/a.db", None, 7), leak(asyncios, "ensure_future", name="Task")])
+    assert baseline.seen() == [("", "file", "descriptor", 1), ("stdlib/asyncio/tasks.py", "Task", "task", 1)]
+    baseline.save()
+    assert [str(entry) for entry in Baseline.load(baseline.path).stale()] == [
+        "1 descriptor created at an unknown place: file",
+        "1 task created by Task in stdlib/asyncio/tasks.py",
+    ]
 
 
 def test_what_workers_saw_comes_together(tmp_path: Path) -> None:

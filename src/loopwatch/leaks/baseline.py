@@ -1,7 +1,9 @@
 """A baseline: the leaks that a large code base has today, so that only new ones count.
 
 A leak is known again by its kind, and by the file and function that created it: not by the line, which moves with every
-edit.  For each such place the baseline holds how many of them one scope may leave behind; more than that are new.
+edit.  Where that is unknown, or only Python's own library, whose functions are named otherwise by another version, by
+whose it is (a test, a fixture), and where nobody knows that, by what it is.  For each such place the baseline holds how
+many of them one scope may leave behind; more than that are new.
 """
 
 import collections
@@ -12,9 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from loopwatch.stacks import library_folders
+
 __all__ = ["Baseline", "BaselineEntry", "BaselineError"]
 
 _VERSION = 1
+_LIBRARY = "stdlib/"
+
+Place = tuple[str, int, str]
+"""File, line and qualified name."""
 
 
 class BaselineError(ValueError):
@@ -39,6 +47,8 @@ class BaselineEntry:
     count: int
 
     def __str__(self) -> str:
+        if not self.file:
+            return f"{self.count} {self.kind} created at an unknown place: {self.qualname}"
         return f"{self.count} {self.kind} created by {self.qualname} in {self.file}"
 
 
@@ -86,23 +96,25 @@ class Baseline:
                 _loaded[path] = cls.load(path)
             return _loaded[path]
 
-    def new(self, leaks: Sequence[Any]) -> list[Any]:
-        """Those of one scope's leaks that are not known, the surplus over a known count included."""
+    def new(self, leaks: Sequence[Any], owner: Place | None = None) -> list[Any]:
+        """Those of one scope's leaks that are not known, the surplus over a known count included.
+
+        ``owner`` is where the scope is written, such as a test function.
+        """
         left = dict(self._known)
         fresh = []
         for leak in leaks:
-            fingerprint = self.fingerprint(leak)
+            fingerprint = self.fingerprint(leak, owner)
             if left.get(fingerprint, 0) > 0:
                 left[fingerprint] -= 1
             else:
                 fresh.append(leak)
         return fresh
 
-    def note(self, leaks: Iterable[Any]) -> None:
+    def note(self, leaks: Iterable[Any], owner: Place | None = None) -> None:
         """Remember what one scope left behind, known or not."""
-        self.absorb(
-            [(*fingerprint, count) for fingerprint, count in collections.Counter(map(self.fingerprint, leaks)).items()]
-        )
+        counts = collections.Counter(self.fingerprint(leak, owner) for leak in leaks)
+        self.absorb([(*fingerprint, count) for fingerprint, count in counts.items()])
 
     def absorb(self, seen: Iterable[Sequence[Any]]) -> None:
         """Remember what ``seen`` gave in another process, such as a worker of pytest-xdist."""
@@ -139,18 +151,27 @@ class Baseline:
                 os.unlink(draft)
             raise
 
-    def fingerprint(self, leak: Any) -> Fingerprint:
-        """What a leak is known by.  One without a place is known by its name."""
+    def fingerprint(self, leak: Any, owner: Place | None = None) -> Fingerprint:
+        """What a leak is known by: its place, that of its owner, or what it is."""
         place = leak.place()
-        if place is None:
-            return Fingerprint("", leak.name, leak.kind)
-        return Fingerprint(self._portable(place[0]), place[2], leak.kind)
+        file = "" if place is None else self._portable(place[0])
+        if place is not None and not file.startswith(_LIBRARY):
+            return Fingerprint(file, place[2], leak.kind)
+        if owner is not None:
+            return Fingerprint(self._portable(owner[0]), owner[2], leak.kind)
+        nature = getattr(leak, "nature", None)  # a block of the loop has none
+        return Fingerprint(file, str(nature()) if callable(nature) else "", leak.kind)
 
     def _portable(self, filename: str) -> str:
         """A file's path, the same on other machines where it lies below the baseline's folder or in a library."""
         for marker in ("/site-packages/", "/dist-packages/"):
             if marker in filename:
                 return "site-packages/" + filename.rpartition(marker)[2]
+        for folder in library_folders():
+            if filename.startswith(folder):
+                return _LIBRARY + filename.removeprefix(folder)
+        if filename.startswith("<frozen "):
+            return _LIBRARY + filename
         return filename.removeprefix(self._folder)
 
 

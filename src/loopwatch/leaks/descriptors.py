@@ -79,6 +79,9 @@ class LeakedDescriptor(Resource):
         yield "Owner", self.owner or self.unsearched or self._nobody_text()
         yield "Held by", self.holder or (self.unsearched if self.owner else None)
 
+    def nature(self) -> str:
+        return self.what
+
     def _nobody_text(self) -> str:
         nobody = "no Python object shows this number"
         if self.creation_stack:

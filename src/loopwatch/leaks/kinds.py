@@ -42,6 +42,10 @@ class Leak(abc.ABC):
         frame = user_frame(self.creation_stack or ())
         return None if frame is None else (frame.filename, frame.lineno or 0, qualified_name(frame))
 
+    def nature(self) -> str:
+        """What it is, in words that are the same in every run, for a baseline that knows no place of it."""
+        return self.name
+
     def labels(self) -> Mapping[str, Sequence[str]]:
         """What a suppression can match: "name", "qualname", "stack", "creator", "module", each a list of strings."""
         creation = self.creation_stack or []

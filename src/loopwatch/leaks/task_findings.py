@@ -101,6 +101,9 @@ class LeakedTask(Leak):
             parts.append(f"request {request_text(self.request)}")
         return ", ".join([" ".join(parts[:2]), *parts[2:]])
 
+    def nature(self) -> str:
+        return self.qualname or self.name
+
     def labels(self) -> Mapping[str, list[str]]:
         modules = [self.module, making_module(self.creation_stack or self.current_stack or ())]
         return {

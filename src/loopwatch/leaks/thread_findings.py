@@ -65,6 +65,9 @@ class LeakedThread(Leak):
         role = f", {self.role}" if self.role else ""
         return f"thread {self.name!r}{created}{role}: {self.doing}"
 
+    def nature(self) -> str:
+        return self.target or self.name
+
     def labels(self) -> Mapping[str, Sequence[str]]:
         labels = dict(super().labels())
         labels["qualname"] = [self.target] if self.target else []

@@ -24,10 +24,10 @@ class KnownFindings:
         self._path = path
         self._baseline = Baseline(path) if self.writes else Baseline.load(path)
 
-    def new(self, findings: Sequence[Any]) -> list[Any]:
-        """Those of one test or fixture that are not known."""
-        self._baseline.note(findings)
-        return [] if self.writes else self._baseline.new(findings)
+    def new(self, findings: Sequence[Any], owner: tuple[str, int, str] | None) -> list[Any]:
+        """Those of one test or fixture, whose function is at that place, that are not known."""
+        self._baseline.note(findings, owner)
+        return [] if self.writes else self._baseline.new(findings, owner)
 
     def seen(self) -> list[tuple[str, str, str, int]]:
         """What this process met, for ``absorb`` in another."""

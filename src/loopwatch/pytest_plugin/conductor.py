@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from loopwatch.pytest_plugin.baseline import KnownFindings
-from loopwatch.pytest_plugin.fixtures import has_teardown, is_plugins_own, owner_of_fixture
+from loopwatch.pytest_plugin.fixtures import has_teardown, is_plugins_own, owner_of_fixture, place_of
 from loopwatch.pytest_plugin.judge import ItemState, Judge, is_verdict, raise_for, without_traceback
 from loopwatch.pytest_plugin.plan import Planner, marker_layer
 from loopwatch.pytest_plugin.region import Owner, Region
@@ -154,7 +154,8 @@ class Conductor:
         else:
             instance.addCleanup(judge)
         for name in names:
-            region = Region(Owner(item.nodeid, name, "function"), state.plan, self._bench.claims)
+            owner = Owner(item.nodeid, name, "function", place_of(getattr(instance, name)))
+            region = Region(owner, state.plan, self._bench.claims)
             regions.append(region)
             stretch = FixtureStretch(self._bench, OpenFixture(region))
             setattr(instance, name, wrap_test(getattr(instance, name), partial(_itself, stretch)))
@@ -162,7 +163,8 @@ class Conductor:
 
     def _guard_cleanups(self, item: pytest.Function, instance: Any, state: ItemState) -> Region:
         """The region of what addCleanup() added: it begins with the cleanup that is added last, after tearDown."""
-        region = Region(Owner(item.nodeid, "addCleanup", "function"), state.plan, self._bench.claims)
+        owner = Owner(item.nodeid, "addCleanup", "function", place_of(item.function))
+        region = Region(owner, state.plan, self._bench.claims)
         tear_down = instance.tearDown
 
         async def begin_in_loop() -> None:

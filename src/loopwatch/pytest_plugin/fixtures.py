@@ -4,14 +4,14 @@ import asyncio
 import gc
 import inspect
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from loopwatch.pytest_plugin.region import Owner
 
-__all__ = ["has_teardown", "held_by", "is_plugins_own", "owner_of_fixture"]
+__all__ = ["has_teardown", "held_by", "is_plugins_own", "owner_of_fixture", "place_of"]
 
 _PLUGINS = ("_pytest.", "pytest_asyncio.", "anyio.", "pytest_trio.", "xdist.")
 _XUNIT = ("xunit_", "unittest_")
@@ -42,9 +42,13 @@ def is_plugins_own(fixturedef: Any) -> bool:
 
 def owner_of_fixture(fixturedef: Any, item: pytest.Item) -> Owner:
     """The fixture as an owner of what it leaves behind."""
-    code = getattr(inspect.unwrap(fixturedef.func), "__code__", None)
-    place = None if code is None else (code.co_filename, code.co_firstlineno, code.co_qualname)
-    return Owner(item.nodeid, _name(fixturedef), fixturedef.scope, place)
+    return Owner(item.nodeid, _name(fixturedef), fixturedef.scope, place_of(fixturedef.func))
+
+
+def place_of(function: Callable[..., Any]) -> tuple[str, int, str] | None:
+    """File, line and qualified name of a function; None for what is not written in Python."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return None if code is None else (code.co_filename, code.co_firstlineno, code.co_qualname)
 
 
 def has_teardown(fixturedef: Any, function: Any, request: Any, added: bool) -> bool:

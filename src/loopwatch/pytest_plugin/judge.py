@@ -86,7 +86,7 @@ class Judge:
         return raising
 
     def _record(self, found: Found, owner: Owner, state: ItemState, ended: BaseException | None) -> Found:
-        new = found.findings if self._baseline is None else self._baseline.new(found.findings)
+        new = found.findings if self._baseline is None else self._baseline.new(found.findings, owner.place)
         fresh = set(map(id, new))
         raised = ended is None and LeakAction.RAISE in found.rule.actions
         for finding in found.findings:

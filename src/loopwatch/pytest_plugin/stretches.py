@@ -1,12 +1,11 @@
 """The guarded code of a test's body and of a fixture's setup and teardown: what happens at its begin and at its end."""
 
 import asyncio
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from loopwatch.pytest_plugin.fixtures import held_by
+from loopwatch.pytest_plugin.fixtures import held_by, place_of
 from loopwatch.pytest_plugin.judge import FAILURES, ItemState, Judge
 from loopwatch.pytest_plugin.plan import seen_from
 from loopwatch.pytest_plugin.region import SHORT_WAIT, Claims, Owner, Region
@@ -93,8 +92,7 @@ class BodyStretch:
         self._bench = bench
         self._state = state
         self.left = True
-        code = getattr(inspect.unwrap(function), "__code__", None)
-        place = None if code is None else (code.co_filename, code.co_firstlineno, code.co_qualname)
+        place = place_of(function)
         self._region = Region(Owner(state.item.nodeid, place=place), seen_from(state.plan, place), bench.claims)
 
     def begin(self) -> None:
