@@ -430,6 +430,14 @@ def test_marker_is_registered_and_settings_are_described(tmp_path: Path) -> None
         (["--loopwatch", "--loopwatch-task-action=rise"], "--loopwatch-task-action: task_action must be"),
         (["--loopwatch", "--loopwatch-blocking-threshold=0"], "must be a number of seconds above 0, got '0'"),
         (["--loopwatch-update-baseline", "--loopwatch"], "--loopwatch-update-baseline needs --loopwatch-baseline"),
+        (
+            ["--loopwatch", "--loopwatch-baseline=typo/known.json"],
+            "the baseline typo/known.json cannot be written: there",
+        ),
+        (
+            ["--loopwatch", "--loopwatch-json=typo/report.json"],
+            "--loopwatch-json typo/report.json cannot be written: th",
+        ),
     ],
 )
 def test_wrong_setting_is_a_usage_error(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -552,3 +560,43 @@ def test_baseline_knows_what_has_another_name_in_every_run(tmp_path: Path) -> No
     entries = json.loads((tmp_path / "known.json").read_text())["leaks"]
     assert {entry["file"] for entry in entries} == {"test_names.py"}  # no path of this machine, or version
     assert "not met" not in again.output
+
+
+UNWRITABLE = """
+import shutil
+import threading
+
+from conftest import held
+
+
+def test_leaks():
+    threading.Thread(target=held.wait, name="left").start()
+    shutil.rmtree("there")
+"""
+
+
+def test_a_baseline_that_cannot_be_written_hides_nothing_and_fails_the_run(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "test_unwritable.py").write_text(UNWRITABLE)
+    ended = run(tmp_path, "--loopwatch", "--loopwatch-baseline=there/known.json", "test_unwritable.py", suites=())
+    assert ended.code == 1, ended.output
+    assert "could not write the baseline" in ended.output
+    assert [(each["name"], each["known"]) for each in ended.report["findings"]] == [("left", False)]
+    assert "thread 'left' created at" in ended.output
+
+
+def test_what_is_clean_or_known_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "test_one.py").write_text(UNWRITABLE.replace('shutil.rmtree("there")', "assert shutil"))
+    clean = run(tmp_path, "--loopwatch", "--loopwatch-threads=no", "test_one.py", suites=())
+    assert "loopwatch: no findings, 1 test under guard\n" in clean.output
+    run(tmp_path, "--loopwatch", "--loopwatch-baseline=known.json", "test_one.py", suites=())
+    known = run(tmp_path, "--loopwatch", "--loopwatch-baseline=known.json", "test_one.py", suites=())
+    assert "loopwatch: 0 new findings, 1 known, 1 test under guard\n" in known.output
+
+
+def test_a_run_without_a_guarded_test_writes_no_baseline_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "test_none.py").write_text("def test_nothing():\n    pass\n")
+    ended = run(tmp_path, "--loopwatch-baseline=known.json", "test_none.py", suites=())
+    assert ended.code == 0 and "No test was under guard: add --loopwatch, or mark tests" in ended.output
+    assert not (tmp_path / "known.json").exists()

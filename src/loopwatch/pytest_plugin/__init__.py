@@ -69,8 +69,8 @@ class _Collector:
             self._reporter.absorb(getattr(node, "workeroutput", {}))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self._reporter is not None:
-            self._reporter.finish()
+        if self._reporter is not None and not self._reporter.finish() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self._reporter is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from loopwatch.json_report import write_atomically
+from loopwatch.json_report import is_special, write_atomically
 from loopwatch.pytest_plugin import options
 from loopwatch.pytest_plugin.baseline import KnownFindings
 from loopwatch.pytest_plugin.conductor import Conductor
@@ -59,6 +59,10 @@ class Reporter:
             if update and not path:
                 raise ValueError("--loopwatch-update-baseline needs --loopwatch-baseline FILE")
             self._baseline = KnownFindings(path, update=update) if path else None
+            if self._baseline is not None and self._baseline.writes:
+                _check_folder("the baseline", str(path))
+            if config.getoption("loopwatch_json"):
+                _check_folder("--loopwatch-json", config.getoption("loopwatch_json"))
         except (SettingError, TypeError, ValueError, OSError) as error:
             raise pytest.UsageError(f"loopwatch: {error}") from error
 
@@ -82,20 +86,31 @@ class Reporter:
         if self._baseline is not None:
             self._baseline.absorb(workeroutput.get(_OUTPUT, ()))
 
-    def finish(self) -> None:
-        """Write the files; a worker hands over instead."""
+    def finish(self) -> bool:
+        """Write the files; a worker hands over instead.  Returns whether all could be written."""
         if self._worker:
             if self._baseline is not None:
                 self._config.workeroutput[_OUTPUT] = [list(seen) for seen in self._baseline.seen()]  # type: ignore[attr-defined]
-            return
+            return True
+        written = True
+        if not self._tests and not options.watches_everything(self._config):
+            self._notes.append("No test was under guard: add --loopwatch, or mark tests with @pytest.mark.no_leaks")
+        elif self._baseline is not None:
+            try:
+                self._notes += self._baseline.finish()
+            except OSError as error:
+                written = False
+                self._notes.append(f"loopwatch could not write the baseline, so nothing is known: {error}")
+                for record in self._records:
+                    record["known"] = False
         path = self._config.getoption("loopwatch_json")
         try:
-            if self._baseline is not None:
-                self._notes += self._baseline.finish()
             if path:
                 write_atomically(path, self.document())
         except OSError as error:
-            self._notes.append(f"loopwatch could not write: {error}")
+            written = False
+            self._notes.append(f"loopwatch could not write --loopwatch-json: {error}")
+        return written
 
     def document(self) -> dict[str, Any]:
         """The JSON report."""
@@ -125,10 +140,16 @@ class Reporter:
         if self._worker:
             return
         groups = grouped(self._new())
+        known = len(self._records) - len(self._new())
         if groups or self._notes or self._troubles:
             tests = len({record["test"] for record in self._new()})
             title = f"loopwatch: {_count(len(self._new()), 'finding', 'findings')} in {_count(tests, 'test', 'tests')}"
             terminal.section(f"{title} of {len(self._tests)} under guard", sep="=", yellow=True)
+        elif known or options.watches_everything(self._config):
+            guarded = _count(len(self._tests), "test", "tests")
+            terminal.line(
+                f"loopwatch: {f'0 new findings, {known} known' if known else 'no findings'}, {guarded} under guard"
+            )
         for group in groups:
             self._write_group(terminal, group)
         for trouble, test in self._troubles.items():
@@ -153,6 +174,17 @@ class Reporter:
         if everything:
             for line in group.example["text"].splitlines():
                 terminal.line(f"        {line}".rstrip())
+
+
+def _check_folder(what: str, path: str) -> None:
+    """Raise OSError where no file can be written there, before a run for which it would be lost."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if is_special(path):
+        return
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(f"{what} {path} cannot be written: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{what} {path} cannot be written: the folder {folder} does not allow it")
 
 
 def _count(count: int, one: str, many: str) -> str:
