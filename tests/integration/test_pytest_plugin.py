@@ -432,11 +432,11 @@ def test_marker_is_registered_and_settings_are_described(tmp_path: Path) -> None
         (["--loopwatch-update-baseline", "--loopwatch"], "--loopwatch-update-baseline needs --loopwatch-baseline"),
         (
             ["--loopwatch", "--loopwatch-baseline=typo/known.json"],
-            "the baseline typo/known.json cannot be written: there",
+            "the baseline typo/known.json cannot be written",
         ),
         (
             ["--loopwatch", "--loopwatch-json=typo/report.json"],
-            "--loopwatch-json typo/report.json cannot be written: th",
+            "--loopwatch-json typo/report.json cannot be written",
         ),
     ],
 )
@@ -600,3 +600,42 @@ def test_a_run_without_a_guarded_test_writes_no_baseline_and_says_so(tmp_path: P
     ended = run(tmp_path, "--loopwatch-baseline=known.json", "test_none.py", suites=())
     assert ended.code == 0 and "No test was under guard: add --loopwatch, or mark tests" in ended.output
     assert not (tmp_path / "known.json").exists()
+
+
+WORKERS = """
+import importlib.util
+import os
+
+import anyio
+import pytest
+
+BACKENDS = ["asyncio", "trio"]
+if importlib.util.find_spec("uvloop"):
+    BACKENDS.append(("asyncio", {"use_uvloop": True}))
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request):
+    return request.param
+
+
+@pytest.mark.anyio
+async def test_worker():
+    assert await anyio.to_process.run_sync(len, "abc") == 3
+
+
+@pytest.mark.anyio
+async def test_worker_and_more():
+    assert await anyio.to_process.run_sync(len, "abc") == 3
+    os.pipe()
+"""
+
+
+def test_workers_of_anyio_are_no_leak_and_what_lies_beside_them_is(tmp_path: Path) -> None:
+    (tmp_path / "test_workers.py").write_text(WORKERS)
+    ended = run(tmp_path, "--loopwatch", "-p", "no:asyncio", "test_workers.py", suites=())
+    assert ended.code == 0, ended.output
+    told = {(each["kind"], each["name"], each["test"].partition("[")[0]) for each in ended.report["findings"]}
+    assert told == {("descriptor", "pipe", "test_workers.py::test_worker_and_more")}
+    shown = run(tmp_path, "--loopwatch", "--loopwatch-default-ignores=no", "test_workers.py", suites=())
+    assert {"process", "descriptor"} <= {each["kind"] for each in shown.report["findings"]}

@@ -14,6 +14,7 @@ from loopwatch import _core
 from loopwatch.errors import DescriptorLeakError
 from loopwatch.findings import place_text
 from loopwatch.leaks import owners
+from loopwatch.leaks.anyio_workers import pid_of_pidfd
 from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.loopfds import descriptors_of_loops
 from loopwatch.leaks.origins import Resource, ResourceSession, creation_of, merged
@@ -134,7 +135,7 @@ class _Session(ResourceSession):
                 continue
             if leak.name.startswith("/proc/") and _is_loopwatchs(origin):
                 continue
-            if leak.what == "pidfd" and _is_asyncios(origin) and _lives(number):
+            if leak.what == "pidfd" and _is_asyncios(origin) and pid_of_pidfd(number) is not None:
                 continue
             if self.foreign(origin):
                 self._apart.append(leak)
@@ -184,15 +185,6 @@ def _is_loopwatchs(origin: "Origin | None") -> bool:
 def _is_asyncios(origin: "Origin | None") -> bool:
     frames = [] if origin is None else origin.frames()
     return bool(frames) and frames[-1][0].endswith("/asyncio/unix_events.py")
-
-
-def _lives(number: int) -> bool:
-    """Whether the process of a pidfd is there still, if only to be reaped."""
-    try:
-        with open(f"/proc/self/fdinfo/{number}", encoding="ascii") as file:
-            return any(line.startswith("Pid:") and int(line.split()[1]) > 0 for line in file)
-    except (OSError, ValueError):
-        return False
 
 
 def _leak(number: int, mode: int, origin: "Origin | None") -> LeakedDescriptor | None:

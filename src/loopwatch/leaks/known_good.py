@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loopwatch.leaks.anyio_workers import is_worker, serves_worker
 from loopwatch.leaks.suppress import Ignore
 from loopwatch.leaks.thread_roles import has_work
 
@@ -33,6 +34,16 @@ class _Idle(Ignore):
             return False
         inner = stack[stack.index(self.run) + 1 :]
         return inner[:1] == list(self.waits[:1]) and all(name in self.waits for name in inner)
+
+
+@dataclass(frozen=True)
+class _AnyioWorker(Ignore):
+    """A worker process of anyio's, or a descriptor by which it is spoken to."""
+
+    def matches(self, leak: Any, labels: Mapping[str, Sequence[str]] | None = None) -> bool:
+        if leak.kind != self.kind:
+            return False
+        return is_worker(leak.argv) if self.kind == "process" else serves_worker(leak.fd)
 
 
 KNOWN_GOOD: tuple[Ignore, ...] = (
@@ -63,6 +74,14 @@ KNOWN_GOOD: tuple[Ignore, ...] = (
         qualname="_shutdown_process_pool_on_exit",
         kind="task",
         reason="anyio ends the worker processes of a loop in this task, when the loop is closed",
+    ),
+    _AnyioWorker(
+        kind="process",
+        reason="anyio keeps the worker processes of to_process for the next call, until the loop is closed",
+    ),
+    _AnyioWorker(
+        kind="descriptor",
+        reason="the pipes to anyio's worker processes, which are closed with these",
     ),
     Ignore(
         name=re.compile(r"^pytest_timeout "),

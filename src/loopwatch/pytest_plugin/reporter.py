@@ -147,9 +147,8 @@ class Reporter:
             terminal.section(f"{title} of {len(self._tests)} under guard", sep="=", yellow=True)
         elif known or options.watches_everything(self._config):
             guarded = _count(len(self._tests), "test", "tests")
-            terminal.line(
-                f"loopwatch: {f'0 new findings, {known} known' if known else 'no findings'}, {guarded} under guard"
-            )
+            told = f"0 new findings, {known} known" if known else "no findings"
+            terminal.line(f"loopwatch: {told}, {guarded} under guard")
         for group in groups:
             self._write_group(terminal, group)
         for trouble, test in self._troubles.items():
