@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import sys
+import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -443,7 +444,24 @@ def test_the_creation_stack_is_known_but_not_shown_by_default() -> None:
 
     leak = run(main)
     assert "Creation Stack" not in str(leak)
+    file, number, name = leak.place()
+    assert f"\n  Created At: {file}:{number} in {name}\n" in str(leak)
     assert "kept.append" in leak.format_creation_stack()
+
+
+def test_the_text_says_who_created_a_task_of_which_no_line_is_the_programs() -> None:
+    async def library() -> None:
+        asyncio.create_task(asyncio.sleep(10))
+
+    async def main() -> Any:
+        async with no_task_leaks(action="cancel", grace_period=0) as guard:
+            await library()
+        return guard.leaks[0]
+
+    code = library.__code__
+    with warnings.catch_warnings(action="ignore"):
+        leak = run(main)
+    assert f"  Created At: {__file__}:{code.co_firstlineno + 1} in {code.co_qualname}\n" in str(leak)
 
 
 def test_the_body_of_the_guard_may_fail() -> None:

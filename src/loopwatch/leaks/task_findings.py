@@ -118,6 +118,10 @@ class LeakedTask(Leak):
         lines = [f"Leaked Task: {self.name}", f"  ID: {self.task_id}", f"  State: TaskState.{self.state.name}"]
         if self.qualname:
             lines.append(f"  Coroutine: {self.qualname}")
+        created = user_frame(self.creation_stack or ())
+        if created is not None:
+            place = (created.filename, created.lineno or 0, qualified_name(created))
+            lines.append(f"  Created At: {place_text(place)}")
         if self.wait:
             what = self.wait.removeprefix("waits for ")
             lines.append(f"  Now: it {what}" if what == self.wait else f"  Waits For: {what}")
