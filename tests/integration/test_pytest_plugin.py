@@ -639,3 +639,48 @@ def test_workers_of_anyio_are_no_leak_and_what_lies_beside_them_is(tmp_path: Pat
     assert told == {("descriptor", "pipe", "test_workers.py::test_worker_and_more")}
     shown = run(tmp_path, "--loopwatch", "--loopwatch-default-ignores=no", "test_workers.py", suites=())
     assert {"process", "descriptor"} <= {each["kind"] for each in shown.report["findings"]}
+
+
+STACKS = """
+import asyncio
+import threading
+
+import pytest
+from conftest import held
+
+
+def start(name):
+    threading.Thread(target=held.wait, name=name).start()
+
+
+@pytest.fixture
+def sync_fixture():
+    start("by-fixture")
+
+
+@pytest.fixture
+async def async_fixture():
+    asyncio.create_task(asyncio.sleep(60), name="by-async-fixture")
+
+
+def test_sync(sync_fixture):
+    start("by-test")
+
+
+async def test_async(async_fixture):
+    asyncio.create_task(asyncio.sleep(60), name="by-async-test")
+    start("by-thread-of-async-test")
+"""
+
+
+def test_creation_stacks_begin_at_the_test_or_fixture(tmp_path: Path) -> None:
+    (tmp_path / "test_stacks.py").write_text(STACKS)
+    ended = run(tmp_path, "--loopwatch", "test_stacks.py", suites=(), ini=AUTO_INI)
+    outermost = {each["name"]: each["stack"][0]["name"] for each in ended.report["findings"]}
+    assert outermost == {
+        "by-fixture": "sync_fixture",
+        "by-async-fixture": "async_fixture",
+        "by-test": "test_sync",
+        "by-async-test": "test_async",
+        "by-thread-of-async-test": "test_async",
+    }

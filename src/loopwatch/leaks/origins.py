@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import Token
 from dataclasses import dataclass, field, replace
-from traceback import FrameSummary
+from traceback import FrameSummary, StackSummary
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loopwatch import _core
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from loopwatch._core import Origin
     from loopwatch.leaks.owners import Search
 
-__all__ = ["Resource", "ResourceSession", "creation_of", "one_frame", "with_holders"]
+__all__ = ["Resource", "ResourceSession", "creation_of", "one_frame", "with_holders", "without_runners"]
 
 _marks = itertools.count(1)
 
@@ -102,23 +102,34 @@ class ResourceSession(Session):
                 _core.RESOURCE_SCOPE.reset(token)
 
 
+_TEST_CALLERS = (
+    "/_pytest/python.py",
+    "/_pytest/fixtures.py",
+    "/_pytest/unittest.py",
+    "/unittest/case.py",
+    "/loopwatch/pytest_plugin/wrapping.py",
+)
 _STARTERS = ("_run_once", "_run", "run_forever", "run_until_complete", "run", "wrapper")
 
 
 def creation_of(origin: "Origin | None") -> list[FrameSummary] | None:
     """The stack of a making, from the first frame that is the program's: those outside run every program."""
-    if origin is None:
-        return None
-    frames: list[FrameSummary] = summary_from_raw(origin.frames())
+    return None if origin is None else without_runners(summary_from_raw(origin.frames())) or None
+
+
+def without_runners(frames: list[FrameSummary]) -> list[FrameSummary]:
+    """A creation stack without its outer frames that run every program: what a loop called, what a thread runs."""
+    frames = StackSummary(frames)
     while len(frames) > 1 and is_runner(frames[0].filename):
         del frames[0]
     for number in range(len(frames) - 1, 0, -1):  # what a loop called: the frames before it say how it was started
-        if is_runner(frames[number - 1].filename) and frames[number - 1].name in _STARTERS:
+        outer = frames[number - 1]
+        if (is_runner(outer.filename) and outer.name in _STARTERS) or outer.filename.endswith(_TEST_CALLERS):
             del frames[:number]
             break
     while len(frames) > 1 and is_runner(frames[0].filename):
         del frames[0]
-    return frames or None
+    return frames
 
 
 def _shown(frames: Sequence[FrameSummary]) -> Sequence[FrameSummary]:

@@ -20,6 +20,7 @@ from loopwatch.leaks.coroutines import CoroutineKind
 from loopwatch.leaks.effort import allowed
 from loopwatch.leaks.guard import LeakGuard
 from loopwatch.leaks.kinds import Kind, Leak, Session
+from loopwatch.leaks.origins import without_runners
 from loopwatch.leaks.suppress import Ignores, NameFilter
 from loopwatch.leaks.task_ends import DestroyedTaskKind, TaskExceptionKind
 from loopwatch.leaks.task_findings import LeakedTask, TaskState
@@ -233,7 +234,7 @@ def creation_of(record: "TaskRecord | None") -> tuple[list[FrameSummary] | None,
     raw = record.frames()
     if raw is None:
         return None, _PAST_FACTORY
-    return summary_from_raw(raw), None
+    return without_runners(summary_from_raw(raw)), None
 
 
 def task_name(task: Any) -> str:

@@ -19,6 +19,7 @@ from loopwatch.errors import ThreadLeakError
 from loopwatch.leaks import thread_roles as roles
 from loopwatch.leaks.guard import LeakGuard
 from loopwatch.leaks.kinds import Kind, Leak, Session
+from loopwatch.leaks.origins import without_runners
 from loopwatch.leaks.suppress import Ignores, NameFilter
 from loopwatch.leaks.thread_findings import LeakedThread, LeakedThreadPool
 from loopwatch.leaks.thread_waits import clipped, doing_text, interpreters_stack
@@ -250,7 +251,7 @@ def _finding(one: _Candidate, frames: list[FrameSummary], raw: "RawDoing") -> Le
         target = module = None
         name, role = _kernels_name(one.native_id), "not started by threading" if one.id else "started by C code"
     state = "new" if one.native_id == 0 else state
-    creation = summary_from_raw(record.creation() if record else ())
+    creation = without_runners(summary_from_raw(record.creation() if record else ()))
     return LeakedThread(
         name=name,
         ident=one.ident,
