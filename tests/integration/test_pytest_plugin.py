@@ -300,6 +300,20 @@ def test_report_of_a_leak_is_its_text_without_traceback(marked: Run) -> None:
     assert "pluggy" not in section and "loopwatch/pytest_plugin" not in section
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("test", "beginning"),
+    [
+        ("test_untidy_fixture", "Left by fixture 'untidy' of test_untidy_fixture: Detected 1 leaked asyncio tasks"),
+        ("test_last", "Left by fixture 'untidy_service' of this module, first used by test_first: Detected 1 leaked"),
+    ],
+)
+def test_error_begins_with_the_fixture_that_left_it_and_says_it_once(marked: Run, test: str, beginning: str) -> None:
+    section = _section(marked.output, f"ERROR at teardown of {test}")
+    assert beginning in section
+    assert "loopwatch teardown" not in section
+
+
 def _section(output: str, test: str) -> str:
     match = re.search(rf"^_+ {test} _+$(.*?)^(_+ \S+.* _+|=+ .* =+)$", output, re.MULTILINE | re.DOTALL)
     assert match is not None, output

@@ -251,9 +251,10 @@ class Conductor:
         if sent is not None:
             report.loopwatch = sent
         if report.when == "teardown":
-            new = [] if sent is None else [entry["text"] for entry in sent["findings"] if not entry["known"]]
-            if new and state.failed:
-                report.sections.append(("loopwatch teardown", "\n\n".join(new)))
+            found = [] if sent is None else sent["findings"]
+            untold = [entry["text"] for entry in found if not entry["known"] and not entry["raised"]]
+            if untold and state.failed:
+                report.sections.append(("loopwatch teardown", "\n\n".join(untold)))
             state.ended = None  # it holds the frames of the test
             self._bench.state = None
         return report

@@ -19,6 +19,7 @@ __all__ = ["FAILURES", "ItemState", "Judge", "is_verdict", "raise_for", "without
 
 FAILURES = (Exception, pytest.fail.Exception)
 _FLAG = "_loopwatch_raised"
+_OWNER = "_loopwatch_owner"
 
 
 @dataclass
@@ -80,7 +81,9 @@ class Judge:
                 add_note(ended, f"{_whose(region.owner)}: {_text(new.error())}")
             raising += _act(new)
             if ended is None and LeakAction.RAISE in new.rule.actions:
-                raising.append(new.error())
+                error = new.error()
+                setattr(error, _OWNER, region.owner)
+                raising.append(error)
         state.troubles += region.troubles
         region.troubles = []
         return raising
@@ -122,7 +125,7 @@ def raise_for(raising: Sequence[BaseException]) -> None:
             add_note(failures[0], str(error))
         raise failures[0]
     if errors:
-        group = LeakErrorGroup("loopwatch found:\n" + "\n\n".join(map(_text, errors)), errors)
+        group = LeakErrorGroup("loopwatch found:\n" + "\n\n".join(map(_owned_text, errors)), errors)
         setattr(group, _FLAG, True)
         raise group
 
@@ -150,5 +153,19 @@ def _text(error: LeakError) -> str:
     return "\n".join([count, *lines, rest])
 
 
+def _owned_text(error: LeakError) -> str:
+    """The same, after whose it is where that is a fixture: the test that is to blame is not this one."""
+    owner = getattr(error, _OWNER, None)
+    if not isinstance(owner, Owner) or owner.fixture is None:
+        return _text(error)
+    return f"{_whose(owner)}: {_text(error)}"
+
+
 def _whose(owner: Owner) -> str:
-    return "Left by this test" if owner.fixture is None else f"Left by fixture {owner.fixture!r}"
+    if owner.fixture is None:
+        return "Left by this test"
+    test = owner.test.partition("::")[2]
+    if owner.scope == "function":
+        return f"Left by fixture {owner.fixture!r} of {test}"
+    wide = owner.test if owner.scope in ("session", "package") else test
+    return f"Left by fixture {owner.fixture!r} of this {owner.scope}, first used by {wide}"
