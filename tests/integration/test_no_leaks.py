@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import inspect
+import logging
 import pickle
 import re
 import socket
@@ -535,3 +537,30 @@ def test_an_anyio_cancellation_passes(litter: Litter) -> None:
 
     with pytest.warns(ResourceWarning, match="leaked threads"):
         anyio.run(main)
+
+
+def test_under_trio_a_kind_of_asyncio_s_says_so() -> None:
+    trio = pytest.importorskip("trio")
+
+    async def main() -> None:
+        async with no_leaks(tasks="raise"):
+            pass
+
+    with pytest.raises(RuntimeError, match="on a loop that is not asyncio's: only asyncio has tasks to watch"):
+        trio.run(main)
+
+
+def test_what_was_seen_meanwhile_is_logged_without_a_count_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def other() -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        async with no_leaks():
+            task = asyncio.create_task(other(), name="apart", context=contextvars.Context())
+        task.cancel()
+
+    with caplog.at_level(logging.INFO, "loopwatch"):
+        asyncio.run(main())
+    (text,) = [record.getMessage() for record in caplog.records if "Seen meanwhile" in record.getMessage()]
+    assert text.startswith("Seen meanwhile, not of this scope: 1 leaked asyncio tasks\n  task 'apart'"), text
+    assert "Detected" not in text

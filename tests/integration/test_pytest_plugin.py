@@ -698,3 +698,43 @@ def test_creation_stacks_begin_at_the_test_or_fixture(tmp_path: Path) -> None:
         "by-async-test": "test_async",
         "by-thread-of-async-test": "test_async",
     }
+
+
+BLIND = """
+import pytest
+
+pytestmark = pytest.mark.no_leaks("tasks")
+
+
+def test_sync():
+    pass
+
+
+@pytest.mark.trio
+async def test_trio():
+    pass
+
+
+@pytest.mark.asyncio
+async def test_asyncio():
+    pass
+
+
+@pytest.mark.no_leaks("taks")
+def test_wrong():
+    pass
+"""
+
+
+def test_a_marker_that_can_see_nothing_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "test_blind.py").write_text(BLIND)
+    ended = run(tmp_path, "test_blind.py", suites=())
+    warned = ended.output.partition("warnings summary")[2]
+    assert "no_leaks looks for nothing in this test: it asks for tasks" in warned, ended.output
+    assert "test_sync" in warned and "test_trio" in warned and "test_asyncio" not in warned
+    assert "During handling" not in ended.output
+
+
+def test_a_misspelt_key_to_ignore_is_no_name(tmp_path: Path) -> None:
+    ended = run(tmp_path, "--loopwatch", "--loopwatch-ignore=creatr=confirm", suites=("bare",), ini=INI)
+    assert ended.code == 4 and "'creatr' is no key, did you mean 'creator'?" in ended.output

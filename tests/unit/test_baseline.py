@@ -129,6 +129,10 @@ def test_what_workers_saw_comes_together(tmp_path: Path) -> None:
         ("", "cannot be read"),
         ("[]", "holds no baseline"),
         ('{"version": 2, "leaks": []}', "has version 2, this loopwatch reads version 1"),
+        (
+            '{"version": 1, "leaks": [{"kind": "tusk", "file": "a", "qualname": "b", "count": 1}]}',
+            "entry 1 has the kind 'tusk', which no finding has: there are task,",
+        ),
         ('{"version": 1, "leaks": [{"kind": "task"}]}', "entry 1 must have the strings kind, file and qualname"),
         (
             '{"version": 1, "leaks": [{"kind": "task", "file": "a", "qualname": "b", "count": 0}]}',

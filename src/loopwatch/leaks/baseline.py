@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from loopwatch.leaks.suppress import FINDING_KINDS
 from loopwatch.stacks import library_folders
 
 __all__ = ["Baseline", "BaselineEntry", "BaselineError"]
@@ -191,6 +192,11 @@ def _entries(data: Any, path: str) -> list[BaselineEntry]:
     for number, item in enumerate(data["leaks"], 1):
         match item:
             case {"kind": str(kind), "file": str(file), "qualname": str(qualname), "count": int(count)} if count > 0:
+                if kind not in FINDING_KINDS:
+                    raise BaselineError(
+                        f"{where}: entry {number} has the kind {kind!r}, which no finding has: there are "
+                        f"{', '.join(FINDING_KINDS)}"
+                    )
                 entries.append(BaselineEntry(file, qualname, kind, count))
             case _:
                 raise BaselineError(

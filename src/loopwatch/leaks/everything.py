@@ -17,6 +17,7 @@ from loopwatch.leaks.kinds import Kind
 from loopwatch.leaks.known_good import KNOWN_GOOD
 from loopwatch.leaks.suppress import Ignores, ignores_from, name_filter_from
 from loopwatch.leaks.waiting import Findings, Rule
+from loopwatch.loops import running_loop
 from loopwatch.settings import KINDS, SETTINGS
 from loopwatch.visits import decorate_bare, decorated_function
 
@@ -141,6 +142,11 @@ class EverythingGuard(LeakGuard):
         for rule in self._rules:
             if rule.kind.can_begin():
                 here.append(rule)
+            elif rule.kind.name in self._asked and running_loop() is not None:
+                raise RuntimeError(
+                    f"{self.name}({rule.kind.name}=...) was asked for on a loop that is not asyncio's: only asyncio "
+                    f"has {rule.kind.name} to watch, so leave {rule.kind.name} out"
+                )
             elif rule.kind.name in self._asked:
                 raise RuntimeError(
                     f"{self.name}({rule.kind.name}=...) was asked for where no event loop runs that it could watch: "

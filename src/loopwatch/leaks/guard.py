@@ -195,7 +195,9 @@ class LeakGuard(Guard[_Visit]):
         self.apart = [leak for findings in found for leak in findings.apart]
         for findings in found:
             if findings.apart and not findings.leaks:
-                self._log(logging.INFO, "Seen meanwhile, not of this scope: %s", findings.error())
+                lines = [f"{len(findings.apart)} {findings.rule.kind.error.what}"]
+                lines += [f"  {leak.headline()}" for leak in findings.apart]
+                self._log(logging.INFO, "Seen meanwhile, not of this scope: %s", "\n".join(lines))
 
     def _dispatch(self, findings: Findings, body: BaseException | None, site: Callable[[], Site]) -> None:
         error = findings.error()

@@ -14,12 +14,12 @@ from typing import Any
 
 from loopwatch.stacks import is_own
 
-__all__ = ["Ignore", "Ignores", "NameFilter", "ignores_from", "name_filter_from"]
+__all__ = ["FINDING_KINDS", "Ignore", "Ignores", "NameFilter", "ignores_from", "name_filter_from"]
 
 Pattern = str | re.Pattern[str]
 NameFilter = Pattern | None
 _KEYS = ("name", "qualname", "stack", "creator", "module")
-_KINDS = (
+FINDING_KINDS = (
     "task",
     "destroyed_task",
     "task_exception",
@@ -62,9 +62,9 @@ class Ignore:
                 "Ignore() without anything to match would overlook every leak: give it name=, qualname=, "
                 "stack=, creator=, module= or kind="
             )
-        if self.kind is not None and self.kind not in _KINDS:
-            close = difflib.get_close_matches(str(self.kind), _KINDS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(_KINDS)}"
+        if self.kind is not None and self.kind not in FINDING_KINDS:
+            close = difflib.get_close_matches(str(self.kind), FINDING_KINDS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(FINDING_KINDS)}"
             raise ValueError(f"Ignore(kind={self.kind!r}) names no kind of finding; {hint}")
         if not isinstance(self.reason, str):
             raise TypeError(f"Ignore(reason=...) must be a string, got {self.reason!r}")
@@ -148,7 +148,7 @@ def check_pattern(what: str, value: Pattern) -> Pattern:
     if _REGEX_SIGNS.search(value):
         warnings.warn(
             f"{what}={value!r} is compared as it stands and will hardly equal any name: for a regular "
-            f"expression write re.compile({_raw(value)})",
+            f"expression write re.compile({_raw(value)}), on the command line and in files re:{value}",
             UserWarning,
             stacklevel=_outside(),
         )

@@ -46,11 +46,14 @@ class Conductor:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         state = self._bench.state = ItemState(item, ())
         marker = item.get_closest_marker(_MARKER)
+        plan, wrong = None, ""
         try:
             layer = None if marker is None else marker_layer(marker.args, marker.kwargs, item.nodeid)
             plan = self._planner.plan(layer)
         except (SettingError, TypeError, ValueError) as error:
-            pytest.fail(str(error), pytrace=False)
+            wrong = str(error)
+        if wrong:  # outside of the handler: pytest would show both
+            pytest.fail(wrong, pytrace=False)
         if plan and isinstance(item, pytest.Function):
             state.plan = plan
 

@@ -95,6 +95,11 @@ class Region:
                 self.troubles.append(f"{rule.kind.name} could not be watched: {error!r}")
 
     @property
+    def blind(self) -> bool:
+        """Whether nothing of what it was asked for can be seen here."""
+        return bool(self.rules) and not self._watched
+
+    @property
     def undecided(self) -> bool:
         """Whether something is left that may still be cleaned up: a block cannot."""
         return any(each.found and each.rule.kind.name != _BLOCKING for each in self._watched)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from loopwatch.pytest_plugin.fixtures import held_by, place_of
 from loopwatch.pytest_plugin.judge import FAILURES, ItemState, Judge
 from loopwatch.pytest_plugin.plan import seen_from
@@ -98,6 +100,10 @@ class BodyStretch:
     def begin(self) -> None:
         self.left = False
         self._region.begin()
+        if self._region.blind:
+            kinds = ", ".join(rule.kind.name for rule in self._region.rules)
+            text = f"no_leaks looks for nothing in this test: it asks for {kinds}, which only an asyncio loop has"
+            self._state.item.warn(pytest.PytestWarning(text))
 
     async def leave(self, error: BaseException | None) -> None:
         if self.left:
