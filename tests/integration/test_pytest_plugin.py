@@ -560,7 +560,8 @@ async def test_opened_in_a_thread(tmp_path):
 
 async def test_begun_from_a_thread():
     loop = asyncio.get_running_loop()
-    await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(asyncio.Event().wait(), loop))
+    kept.append(asyncio.Event())  # or the task may be collected: another kind of finding
+    await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(kept[-1].wait(), loop))
 """
 
 
