@@ -558,10 +558,10 @@ async def test_opened_in_a_thread(tmp_path):
     kept.append(await asyncio.to_thread(open, tmp_path / "x"))
 
 
-async def test_begun_from_a_thread():
-    loop = asyncio.get_running_loop()
+async def test_begun_by_the_library():
     kept.append(asyncio.Event())  # or the task may be collected: another kind of finding
-    await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(kept[-1].wait(), loop))
+    asyncio.get_running_loop().call_soon(asyncio.ensure_future, kept[-1].wait())
+    await asyncio.sleep(0)
 """
 
 
