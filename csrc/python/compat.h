@@ -38,6 +38,8 @@ lw_type_lookup(PyTypeObject *type, const char *name)
     return found;
 }
 
+#define LW_EAGER_TASKS (PY_VERSION_HEX >= 0x030C0000) /* asyncio has them */
+
 /* A frame object's variable: a new reference, or NULL with an exception; before
  * 3.12 only f_locals could tell, which changes the frame, so it is not known. */
 static inline PyObject *

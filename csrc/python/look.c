@@ -74,19 +74,20 @@ look_uv(lw_watch *w, uint64_t now)
 {
     lw_syscall sys;
     uint64_t busy = atomic_load(&w->busy);
-    if (atomic_load(&w->stands) || (busy != 0 && busy != w->met_at)
+    int unsure = busy != 0 && busy == atomic_load(&w->may_wait);
+    if (atomic_load(&w->stands) || (busy != 0 && busy != w->met_at && !unsure)
         || lw_read_syscall(atomic_load(&w->tid), &sys) < 0) {
         return;
     }
     const char *name = sys.state == LW_SYS_IN_CALL ? lw_syscall_name(sys.nr) : NULL;
     if (name != NULL && lw_syscall_is_poll(sys.nr) && name[0] == 'e') {
-        if (busy != 0) { /* it was on its way there */
+        if (busy != 0) { /* it was on its way there, or does wait */
             (void)atomic_compare_exchange_strong(&w->busy, &busy, 0);
         }
         atomic_store(&w->met, 0);
     }
     else if (busy != 0) {
-        atomic_fetch_add(&w->met, 1);
+        atomic_fetch_add(&w->met, unsure ? 0 : 1);
     }
     else if (atomic_compare_exchange_strong(&w->busy, &busy, now)) {
         uint64_t clock = w->libuv != NULL ? lw_uv.now(w->libuv) : 0;

@@ -195,7 +195,8 @@ on_prepare(void *handle)
     }
     lw_watch *w = &p->watch->w;
     uint64_t ticks = lw_ticks();
-    int brief = ticks - p->marked < p->millisecond && w->stats == NULL;
+    int brief = ticks - p->marked < p->millisecond && w->stats == NULL
+                && atomic_load_explicit(&w->min_threshold, memory_order_relaxed) >= 1000000;
     if (p->idle != NULL && lw_uv.is_active(p->idle)) {
         p->poll = STEPS;
         if (brief && ++p->steps == STEPS_IN_A_ROW && !p->closable) {
@@ -223,6 +224,9 @@ on_prepare(void *handle)
         atomic_store_explicit(&w->libuv_before, lw_uv.now(p->loop), memory_order_relaxed);
         atomic_store_explicit(&w->busy, 0, memory_order_release);
     }
+    else if (p->poll == MAY_WAIT) {
+        atomic_store_explicit(&w->may_wait, atomic_load_explicit(&w->busy, memory_order_relaxed), memory_order_release);
+    }
 }
 
 /* The loop stands still from now on. */
@@ -243,6 +247,9 @@ begin_span(uv_probe *p, lw_watch *w)
 {
     uint64_t start = lw_uv.now(p->loop) * 1000000, busy = atomic_load_explicit(&w->busy, memory_order_relaxed);
     start = start < p->marked_ns ? p->marked_ns : start;
+    if (p->poll == MAY_WAIT) {
+        atomic_store_explicit(&w->may_wait, 0, memory_order_relaxed);
+    }
     if (p->poll == MAY_WAIT && busy != 0 && lw_now_ns() - busy < 1000000) {
         return; /* it did not */
     }

@@ -431,9 +431,12 @@ lw_sampler_captured(lw_sampler *s, const lw_frame *frames, int n, int omitted, c
 enum lw_cause
 lw_segment_cause(const lw_segment *seg)
 {
-    enum lw_cause best = LW_UNKNOWN;
+    /* the two kinds of C call stand together against the others */
+    uint64_t held = seg->vote_ns[LW_C_CALL], released = seg->vote_ns[LW_C_RELEASED], most = held + released;
+    enum lw_cause best = most == 0 ? LW_UNKNOWN : released > held ? LW_C_RELEASED : LW_C_CALL;
     for (int c = 0; c < LW_CAUSES; c++) {
-        if (seg->vote_ns[c] > seg->vote_ns[best]) {
+        if (c != LW_C_CALL && c != LW_C_RELEASED && seg->vote_ns[c] > most) {
+            most = seg->vote_ns[c];
             best = (enum lw_cause)c;
         }
     }

@@ -168,13 +168,18 @@ installed(PyObject *loop)
         PyErr_Clear(); /* a loop without task factories */
         return new_factory(loop);
     }
-    if (below == NULL && lw_tasklist_sees()) {
+    if ((below == NULL || !LW_EAGER_TASKS) && lw_tasklist_sees()) {
+        Py_XDECREF(below);
         return new_factory(loop);
     }
     if (below != NULL && Py_IS_TYPE(below, lw_task_factory_type)) { /* ours, on its way out or left over */
         self = (lw_task_loop *)below;
-        Py_XSETREF(self->loop, Py_NewRef(loop));
-        return self;
+        if (self->trackers == 0) {
+            Py_XSETREF(self->loop, Py_NewRef(loop));
+            return self;
+        }
+        PyObject *theirs = Py_XNewRef(self->below); /* another loop's, which the program has set here too */
+        Py_SETREF(below, theirs);
     }
     self = new_factory(loop);
     if (self != NULL) {

@@ -6,7 +6,9 @@
  * context that the task runs in.  Task is never subclassed.
  *
  * Who makes records, while at least one tracker is open on a loop:
- *   3.11 - 3.13  asyncio's own registration of every task (tasklist.h).
+ *   3.11 - 3.13  asyncio's own registration of every task (tasklist.h); from 3.12
+ *                on also the TaskFactory, where the loop has a factory: an eager
+ *                task that ends in its first step is never registered.
  *   3.14 +       a TaskFactory on the loop, a C callable (taskfactory.c); what
  *                comes past it is found at the guard's exit (tasklist.h) and has
  *                a record without a stack, flagged LW_TASK_UNSEEN.

@@ -56,6 +56,7 @@ typedef struct lw_watch {
     /* uvloop: the watchdog met the thread outside of its poll while the loop had no span, and how often since */
     uint64_t met_at;
     _Atomic int met;
+    _Atomic uint64_t may_wait; /* the span that stays while it is not known whether the poll waits; 0: none */
     uint64_t met_clock; /* libuv's clock then, in ns; 0: it stood as before the poll */
     void *libuv; /* borrowed: its uv_loop_t; under the slot's lock */
     _Atomic uint64_t libuv_before; /* its clock when the poll began, in ms */

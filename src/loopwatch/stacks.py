@@ -148,12 +148,12 @@ _BEFORE_IT_RUNS = frozenset({"run_until_complete", "run_forever", "ensure_future
 def _runs_the_loop(frames: Sequence[traceback.FrameSummary], number: int) -> bool:
     """Tell whether the frame after this one is what an event loop called; loops of C code show by the call of them."""
     frame = frames[number]
-    if frame.name in _LOOP_FRAMES and is_library(frame.filename):
+    if frame.name in _LOOP_FRAMES and is_runner(frame.filename):
         return True
     if not _RUNS_A_LOOP.search(frame.line or ""):
         return False
     below = frames[number + 1] if number + 1 < len(frames) else None
-    return below is None or below.name not in _BEFORE_IT_RUNS or not is_runner(below.filename)
+    return below is None or below.name not in _BEFORE_IT_RUNS
 
 
 def user_frame(frames: Sequence[traceback.FrameSummary]) -> traceback.FrameSummary | None:

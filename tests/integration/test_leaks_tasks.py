@@ -295,6 +295,36 @@ def test_an_explicit_context_tells_the_scope() -> None:
     assert run(main) == (["mine"], ["theirs"])
 
 
+def test_a_factory_that_two_loops_share_is_tracked_on_both() -> None:
+    """A program may set what get_task_factory() gives, which is ours then, on another loop."""
+
+    async def work(name: str, guard: Any) -> None:
+        async with guard:
+            kept.append(asyncio.create_task(asyncio.sleep(60), name=name))
+
+    first, second = loop_with_factory(), asyncio.new_event_loop()
+    guards = [no_task_leaks(lambda found: None, grace_period=0) for _ in range(2)]
+
+    async def both() -> None:
+        async with guards[0]:
+            kept.append(asyncio.create_task(asyncio.sleep(60), name="one"))
+            second.set_task_factory(asyncio.get_running_loop().get_task_factory())
+            await asyncio.to_thread(second.run_until_complete, work("two", guards[1]))
+            kept.append(asyncio.create_task(asyncio.sleep(60), name="three"))
+
+    try:
+        first.run_until_complete(both())
+        assert [leak.name for leak in guards[1].leaks] == ["two"]
+        assert [leak.name for leak in guards[0].leaks] == ["one", "three"]
+    finally:
+        for task in kept:
+            task.cancel()
+        for loop in (first, second):
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
+        kept.clear()
+
+
 def test_a_raising_factory_raises_and_nothing_is_recorded() -> None:
     def factory(loop: Any, coro: Any, **keywords: Any) -> Any:
         coro.close()

@@ -615,6 +615,9 @@ def test_a_run_without_a_guarded_test_writes_no_baseline_and_says_so(tmp_path: P
     ended = run(tmp_path, "--loopwatch-baseline=known.json", "test_none.py", suites=())
     assert ended.code == 0 and "No test was under guard: add --loopwatch, or mark tests" in ended.output
     assert not (tmp_path / "known.json").exists()
+    for words in (["--collect-only"], ["-k", "matches_none"]):
+        ended = run(tmp_path, "--loopwatch", "--loopwatch-baseline=known.json", *words, "test_none.py", suites=())
+        assert "under guard" not in ended.output and not (tmp_path / "known.json").exists(), ended.output
 
 
 WORKERS = """

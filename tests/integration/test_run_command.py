@@ -72,6 +72,28 @@ def test_a_hang_is_reported_after_the_program_closed_all_descriptors(tmp_path: P
     assert "loopwatch: HANG: " in done.stderr and 'app.py", line 4, in main' in done.stderr, done.stderr
 
 
+def test_an_idle_uvloop_does_not_hang(tmp_path: Path) -> None:
+    """A descriptor is registered as the last thing before the wait: libuv does not say then whether it will wait."""
+    pytest.importorskip("uvloop")
+    write(
+        tmp_path / "app.py",
+        """
+        import asyncio, socket, threading, uvloop
+        async def main():
+            loop, (ours, theirs) = asyncio.get_running_loop(), socket.socketpair()
+            came = loop.create_future()
+            threading.Timer(0.8, theirs.send, [b"x"]).start()
+            await asyncio.sleep(0)
+            loop.add_reader(ours, came.set_result, None)
+            await came
+            loop.remove_reader(ours)
+        uvloop.run(main())
+        """,
+    )
+    done = loopwatch_run("--hang-after", 0.2, "--threshold", 0.1, "app.py", cwd=tmp_path)
+    assert done.returncode == 0 and "HANG" not in done.stderr and "BLOCK" not in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("status", [0, 3])
 def test_a_program_that_ends_by_os_exit_is_reported(tmp_path: Path, status: int) -> None:
     write(tmp_path / "app.py", BLOCK + f"\nmain()\nimport os\nos._exit({status})\n")

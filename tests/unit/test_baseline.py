@@ -98,7 +98,10 @@ def test_what_has_no_place_of_the_programs_is_known_by_its_owner(tmp_path: Path)
     )
     first.note([Found("/tmp/run-1/a.db"), leak(asyncios, "ensure_future", 731), leak("/app/db.py", "start")], OWNER)
     first.save()
-    assert first.seen() == [("/app/db.py", "start", "task", 1), ("/app/tests/test_db.py", "test_rows", "task", 2)]
+    assert first.seen() == [
+        ("/app/db.py", "start", "task", 1),
+        ("/app/tests/test_db.py", "test_rows (made elsewhere)", "task", 2),
+    ]
     assert Baseline.load(first.path).new(again, OWNER) == []
     assert Baseline.load(first.path).new(again, ("/app/tests/test_db.py", 9, "test_other")) == again[:2]
 

@@ -193,6 +193,15 @@ ASYNCIO = os.path.join(os.path.dirname(asyncio.__file__), "")
         ([], STARTS),
         ([line_of(ASYNCIO + "base_events.py", "run_forever", "self._run_once()"), LIBRARY], LIBRARY),
         ([line_of(ASYNCIO + "base_events.py", "_run_once", "handle._run()"), LIBRARY], LIBRARY),
+        # another library's method of that name: the program's line calls it
+        (
+            [
+                line_of(ASYNCIO + "base_events.py", "_run_once", "handle._run()"),
+                line_of("/app/bot.py", "listen", "socket.run_forever()"),
+                line_of("/v/site-packages/websocket/_app.py", "run_forever", "read()"),
+            ],
+            "/app/bot.py",
+        ),
         # a task that run_until_complete() itself made
         ([line_of(ASYNCIO + "tasks.py", "ensure_future", "return loop.create_task(coro)")], STARTS),
     ],

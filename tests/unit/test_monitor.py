@@ -429,7 +429,7 @@ def test_blocks_that_are_ignored_are_not_counted_as_left_out() -> None:
     book = AlarmBook(3600.0)
     judge, ignoring = LagJudge((), book), LagJudge((loopwatch.Ignore(stack="report", reason="known"),), book)
     assert told_of(book, judge, blocked(1.0)) and told_of(book, ignoring, blocked(0.5), blocked(9.0)) == []
-    book._repeat = 0.0
+    book.repeat = 0.0
     (alarm,) = told_of(book, judge, blocked(1.0))
     assert alarm.left_out is None
 
@@ -445,7 +445,7 @@ def test_hangs_left_out_are_counted() -> None:
 
     (first,) = look()
     assert first.left_out is None and look() == [] and look() == []
-    book._repeat = 0.0
+    book.repeat = 0.0
     (last,) = look()
     assert last.left_out is not None and (last.left_out.count, last.left_out.longest) == (2, None)
     assert "  2 more since " in str(last) and " were not told\n" in f"{last}\n"
@@ -485,7 +485,8 @@ def test_hangs_are_looked_for_when_one_can_be(monkeypatch: pytest.MonkeyPatch) -
     (alarm,) = judge.look([loop, other])  # the first still hangs: that has been told
     assert alarm.value == 7.0 and judge.due == 1018.0
     now, loop.busy_since = 1018.0, 1011_000_000_000
-    (alarm,) = judge.look([loop, other])  # it hangs anew
+    alarm, lasting = judge.look([loop, other])  # it hangs anew; the other is told again, as there is no `repeat`
+    assert lasting.value == 14.0
     assert alarm.value == 7.0
     assert HangJudge(0.0, AlarmBook(0.0)).due == float("inf")
 
@@ -550,7 +551,7 @@ def test_a_json_path_of_somebody_else_is_an_error_at_once() -> None:
         file, theirs = Path(folder, "alarms.jsonl"), Path(folder, "theirs")
         file.touch(mode=0o444)
         theirs.mkdir(mode=0o555)
-        Path(folder).chmod(0o755)
+        Path(folder).chmod(0o755)  # where a folder above it cannot be entered, that is what is to be permitted
         try:
             if root:  # who may write anywhere
                 os.seteuid(65534)

@@ -132,11 +132,13 @@ class Recorder:
 
         @functools.wraps(original)
         def exit_at_once(status: int) -> NoReturn:
-            if os.getpid() == self.pid:  # forked children end so, too
-                self.finish()
-                if status == 0 and self.options.fail_on_block and self.summary.count > 0:
-                    status = EXIT_BLOCKED
-            original(status)
+            try:
+                if os.getpid() == self.pid:  # forked children end so, too
+                    self.finish()
+                    if status == 0 and self.options.fail_on_block and self.summary.count > 0:
+                        status = EXIT_BLOCKED
+            finally:
+                original(status)
 
         os._exit = exit_at_once
 

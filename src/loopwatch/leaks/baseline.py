@@ -158,8 +158,8 @@ class Baseline:
         file = "" if place is None else self._portable(place[0])
         if place is not None and not file.startswith(_LIBRARY):
             return Fingerprint(file, place[2], leak.kind)
-        if owner is not None:
-            return Fingerprint(self._portable(owner[0]), owner[2], leak.kind)
+        if owner is not None:  # not to be taken for what the owner's own lines make
+            return Fingerprint(self._portable(owner[0]), f"{owner[2]} (made elsewhere)", leak.kind)
         nature = getattr(leak, "nature", None)  # a block of the loop has none
         return Fingerprint(file, str(nature()) if callable(nature) else "", leak.kind)
 

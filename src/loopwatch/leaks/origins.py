@@ -106,9 +106,9 @@ _TEST_CALLERS = (
     "/_pytest/python.py",
     "/_pytest/fixtures.py",
     "/_pytest/unittest.py",
-    "/unittest/case.py",
     "/loopwatch/pytest_plugin/wrapping.py",
 )
+_UNITTEST_CALLERS = ("_callTestMethod", "_callSetUp", "_callTearDown", "_callCleanup", "_doClassCleanups")
 _STARTERS = ("_run_once", "_run", "run_forever", "run_until_complete", "run", "wrapper")
 
 
@@ -124,12 +124,19 @@ def without_runners(frames: list[FrameSummary]) -> list[FrameSummary]:
         del frames[0]
     for number in range(len(frames) - 1, 0, -1):  # what a loop called: the frames before it say how it was started
         outer = frames[number - 1]
-        if (is_runner(outer.filename) and outer.name in _STARTERS) or outer.filename.endswith(_TEST_CALLERS):
+        if (is_runner(outer.filename) and outer.name in _STARTERS) or _calls_tests(outer):
             del frames[:number]
             break
     while len(frames) > 1 and is_runner(frames[0].filename):
         del frames[0]
     return frames
+
+
+def _calls_tests(frame: FrameSummary) -> bool:
+    """Whether what this frame calls is a test, a fixture or the like.  Tests call unittest's other methods back."""
+    if frame.filename.endswith("/unittest/case.py"):
+        return frame.name in _UNITTEST_CALLERS
+    return frame.filename.endswith(_TEST_CALLERS)
 
 
 def _shown(frames: Sequence[FrameSummary]) -> Sequence[FrameSummary]:

@@ -215,7 +215,7 @@ class AlarmBook:
     """
 
     def __init__(self, repeat: float) -> None:
-        self._repeat = repeat
+        self.repeat = repeat
         self._given: OrderedDict[str, _Given] = OrderedDict()
         self._kept: deque[Alarm] = deque(maxlen=_KEPT)
         self.count = 0
@@ -223,7 +223,7 @@ class AlarmBook:
     def due(self, fingerprint: str, block: float = 0.0) -> bool:
         """Whether an alarm with this fingerprint would be given now; ``block``: of a block, its seconds."""
         given = self._given.get(fingerprint)
-        if given is None or time.monotonic() - given.at >= self._repeat:
+        if given is None or time.monotonic() - given.at >= self.repeat:
             return True
         return block >= LONGER * given.longest_told > 0
 

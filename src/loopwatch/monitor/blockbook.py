@@ -46,9 +46,11 @@ class BlockBook:
             return
         key = block.culprit, block.cause.value
         with self._lock:
+            self._waiting.append(block)
             known = self._entries.get(key)
             if known is None and len(self._entries) >= _PLACES:
                 self.dropped += 1
+                self._wake.set()
                 return
             self._entries[key] = BlockReading(
                 place=block.culprit,
@@ -58,7 +60,6 @@ class BlockBook:
                 longest=max(block.duration, known.longest if known else 0.0),
                 last=block.timestamp,
             )
-            self._waiting.append(block)
         self._wake.set()
 
     def take(self) -> list[EventLoopBlock]:

@@ -76,7 +76,7 @@ class HangJudge:
     def __init__(self, hang: float, book: AlarmBook) -> None:
         self._hang = hang
         self._book = book
-        self._judged: dict[int, int] = {}  # loop: when the span began that was judged
+        self._judged: dict[int, tuple[int, float]] = {}  # loop: when the span began that was judged, and when that was
         self.due = 0.0 if hang > 0 else math.inf
 
     def look(self, loops: Sequence[WatchedLoop]) -> list[Alarm]:
@@ -88,13 +88,15 @@ class HangJudge:
         before, self._judged = self._judged, {}
         for loop in loops:
             since = loop.busy_since
-            if since and before.get(id(loop)) == since:
-                self._judged[id(loop)] = since
+            span, judged = before.get(id(loop), (0, 0.0))
+            if since and span == since and now < judged + max(self._book.repeat, self._hang):
+                self._judged[id(loop)] = span, judged
             elif since and now < since / 1e9 + self._hang:
                 due = min(due, since / 1e9 + self._hang)
             elif since:
-                self._judged[id(loop)] = since
-                alarms += self._alarm(loop, since, now - since / 1e9)
+                self._judged[id(loop)] = since, now
+                with contextlib.suppress(Exception):  # the loop, or its thread, ends meanwhile
+                    alarms += self._alarm(loop, since, now - since / 1e9)
         self.due = max(due, now + _PAUSE)
         return alarms
 

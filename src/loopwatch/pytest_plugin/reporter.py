@@ -59,9 +59,9 @@ class Reporter:
             if update and not path:
                 raise ValueError("--loopwatch-update-baseline needs --loopwatch-baseline FILE")
             self._baseline = KnownFindings(path, update=update) if path else None
-            if self._baseline is not None and self._baseline.writes:
+            if self._baseline is not None and self._baseline.writes and not self._worker:
                 _check_folder("the baseline", str(path))
-            if config.getoption("loopwatch_json"):
+            if config.getoption("loopwatch_json") and not self._worker:
                 _check_folder("--loopwatch-json", config.getoption("loopwatch_json"))
         except (SettingError, TypeError, ValueError, OSError) as error:
             raise pytest.UsageError(f"loopwatch: {error}") from error
@@ -93,8 +93,9 @@ class Reporter:
                 self._config.workeroutput[_OUTPUT] = [list(seen) for seen in self._baseline.seen()]  # type: ignore[attr-defined]
             return True
         written = True
-        if not self._tests and not options.watches_everything(self._config):
-            self._notes.append("No test was under guard: add --loopwatch, or mark tests with @pytest.mark.no_leaks")
+        if not self._tests:  # none ran, so nothing is known of what leaks
+            if not options.watches_everything(self._config):
+                self._notes.append("No test was under guard: add --loopwatch, or mark tests with @pytest.mark.no_leaks")
         elif self._baseline is not None:
             try:
                 self._notes += self._baseline.finish()
@@ -145,7 +146,7 @@ class Reporter:
             tests = len({record["test"] for record in self._new()})
             title = f"loopwatch: {_count(len(self._new()), 'finding', 'findings')} in {_count(tests, 'test', 'tests')}"
             terminal.section(f"{title} of {len(self._tests)} under guard", sep="=", yellow=True)
-        elif known or options.watches_everything(self._config):
+        elif self._tests and (known or options.watches_everything(self._config)):
             guarded = _count(len(self._tests), "test", "tests")
             told = f"0 new findings, {known} known" if known else "no findings"
             terminal.line(f"loopwatch: {told}, {guarded} under guard")
