@@ -130,12 +130,12 @@ def _check_path(path: str) -> None:
             raise ValueError(f"json={path!r}: this file cannot be written by this user; name another, or permit it")
         return
     folder = os.path.dirname(os.path.realpath(path))
-    try:
-        os.stat(folder)
-    except PermissionError:
-        raise ValueError(f"json={path!r}: this user cannot reach {folder!r}; name another folder, or permit it") from None
-    except OSError:
-        pass
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        try:
+            os.stat(folder)
+        except PermissionError:
+            text = f"json={path!r}: this user cannot reach {folder!r}; name another folder, or permit it"
+            raise ValueError(text) from None
     if not os.path.isdir(folder):
         raise ValueError(f"json={path!r}: there is no folder {folder!r}; create it, or name a file in another")
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
