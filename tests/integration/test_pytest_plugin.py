@@ -707,21 +707,28 @@ def test_creation_stacks_begin_at_the_test_or_fixture(tmp_path: Path) -> None:
 BLIND = """
 import pytest
 
-pytestmark = pytest.mark.no_leaks("tasks")
 
-
+@pytest.mark.no_leaks("tasks")
 def test_sync():
     pass
 
 
+@pytest.mark.no_leaks("tasks")
 @pytest.mark.trio
 async def test_trio():
     pass
 
 
+@pytest.mark.no_leaks("tasks")
 @pytest.mark.asyncio
 async def test_asyncio():
     pass
+
+
+@pytest.mark.no_leaks("tasks")
+class TestMixed:  # the marker is meant for those of its tests that have a loop
+    def test_beside(self):
+        pass
 
 
 @pytest.mark.no_leaks("taks")
@@ -735,7 +742,8 @@ def test_a_marker_that_can_see_nothing_is_warned_of(tmp_path: Path) -> None:
     ended = run(tmp_path, "test_blind.py", suites=())
     warned = ended.output.partition("warnings summary")[2]
     assert "no_leaks looks for nothing in this test: it asks for tasks" in warned, ended.output
-    assert "test_sync" in warned and "test_trio" in warned and "test_asyncio" not in warned
+    assert "test_sync" in warned and "test_trio" in warned
+    assert "test_asyncio" not in warned and "test_beside" not in warned
     assert "During handling" not in ended.output
 
 
