@@ -152,7 +152,7 @@ segment_dict(const lw_segment *seg, const lw_textbuf *text, enum lw_cause cause,
     }
     int held = cause == LW_GIL && seg->holder_id != 0;
     return Py_BuildValue(
-        "{s:N,s:i,s:K,s:I,s:s,s:z,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:l,s:N,s:I,s:I,s:K}", "frames",
+        "{s:N,s:i,s:K,s:I,s:s,s:z,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:l,s:N,s:I,s:I,s:K}", "frames",
         lw_frames_list(seg->frames, seg->nframes, text), "omitted", seg->omitted, "duration_ns",
         (unsigned long long)duration, "samples", (unsigned)seg->samples, "cause", lw_cause_names[cause], "syscall",
         call, "holder_id", int_or_none(seg->holder_id, held), "holder_comm",
@@ -160,9 +160,9 @@ segment_dict(const lw_segment *seg, const lw_textbuf *text, enum lw_cause cause,
         held ? lw_frames_list(seg->holder_frames, seg->holder_n, text) : Py_NewRef(Py_None), "task",
         text_or_none(text, seg->task), "callback", text_or_none(text, seg->callback), "callback_is_c",
         PyBool_FromLong(seg->callback_is_c), "callback_index", int_or_none(seg->index, seg->index >= 0),
-        "callback_total", int_or_none(seg->total, seg->total >= 0), "request",
-        held ? seg->holder_request : seg->request, "marks", frame_marks(seg), "advances", (unsigned)seg->advances,
-        "shifts", (unsigned)seg->shifts, "slack_ns", (unsigned long long)slack);
+        "callback_total", int_or_none(seg->total, seg->total >= 0), "callback_framed", PyBool_FromLong(seg->framed),
+        "request", held ? seg->holder_request : seg->request, "marks", frame_marks(seg), "advances",
+        (unsigned)seg->advances, "shifts", (unsigned)seg->shifts, "slack_ns", (unsigned long long)slack);
 }
 
 static uint64_t

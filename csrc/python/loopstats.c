@@ -2,6 +2,7 @@
 #include "loopstats.h"
 
 #include "../core/clock.h"
+#include "loopqueue.h"
 
 PyTypeObject *lw_loopstats_type;
 static lw_loopstats *listed; /* borrowed: all that are counted now, the one asked for last first */
@@ -85,11 +86,10 @@ done:
     return result;
 }
 
-/* len(loop.NAME), or None where the loop has no such thing. */
+/* How many wait in QUEUE, whose reference is taken, or None where it is NULL: unknown. */
 static PyObject *
-length_of(PyObject *loop, const char *name)
+length_of(PyObject *queue)
 {
-    PyObject *queue = loop ? PyObject_GetAttrString(loop, name) : NULL;
     Py_ssize_t length = queue ? PyObject_Size(queue) : -1;
     Py_XDECREF(queue);
     PyErr_Clear();
@@ -100,8 +100,8 @@ static PyObject *
 loopstats_read(lw_loopstats *self, PyObject *Py_UNUSED(unused))
 {
     PyObject *lag = histogram(&self->lag), *callbacks = lag ? histogram(&self->callbacks) : NULL;
-    PyObject *ready = callbacks ? length_of(self->loop, "_ready") : NULL;
-    PyObject *timers = ready ? length_of(self->loop, "_scheduled") : NULL;
+    PyObject *ready = callbacks ? length_of(self->loop ? lw_loop_ready(self->loop) : NULL) : NULL;
+    PyObject *timers = ready ? length_of(self->loop ? lw_loop_timers(self->loop) : NULL) : NULL;
     PyObject *result = NULL;
     if (timers != NULL) {
         result = Py_BuildValue("{s:O,s:O,s:O,s:O,s:K,s:K,s:O}", "lag", lag, "callbacks", callbacks, "ready", ready,

@@ -8,7 +8,7 @@
  * Callback times come from a C Handle._run that stands in asyncio's class
  * while any monitor is open (handlerun.c): one more clock reading a callback,
  * in place of a Python function.  uvloop and trio run callbacks of their own:
- * theirs are not known, and `callbacks` says so by being empty.
+ * their times are not known, and `callbacks` says so by being empty.
  *
  * Who writes: the loop's own thread (uvloop's spans without the GIL).  Who
  * reads: anybody, relaxed; see histogram.h.  An object of Python's, so that

@@ -23,6 +23,7 @@
 #include "timers.h"
 #include "requests.h"
 #include "futurestate.h"
+#include "loopqueue.h"
 #include "loopstats.h"
 #include "heldby.h"
 #include "holders.h"
@@ -201,6 +202,7 @@ static int (*const concepts[])(PyObject *) = {
     lw_tasklist_init,
     lw_threads_init,
     lw_allocs_init,
+    lw_loopqueue_init,
     lw_loopstats_init,
     lw_handlerun_init,
     lw_futurestate_init,

@@ -24,15 +24,10 @@
  * thread outside of the poll call (look.c), up to a quarter threshold later.
  *
  * The handles are unref'd, so they keep no loop alive; their memory is freed by
- * their close callbacks.  uvloop's close() fails over handles that are not its
- * own, and a loop that stands still does not block: so two attributes of the
- * instance stand before methods of the class while the loop is stopped or about
- * to stop, which `stop_flag` tells (not known: as long as the probe).  `close`
- * takes our handles away first; `run_forever`, which all ways to run a loop go
- * through, tells the begin and the end of a run.  Not while it runs, as an
- * instance that has a dict costs every look-up on it some ten nanoseconds.  The
- * run that goes on when the probe comes ends with the poll before which the
- * flag was seen. */
+ * their close callbacks.  The loop can be closed only through the attributes of
+ * uvrun.h, which stand while it is stopped or about to stop: `stop_flag` tells
+ * (not known: as long as the probe).  The run that goes on when the probe comes
+ * ends with the poll before which the flag was seen. */
 #include "watch.h"
 
 #include <stdlib.h>
@@ -41,14 +36,16 @@
 #include "../core/sysname.h"
 #include "../core/ticks.h"
 #include "libuv.h"
+#include "loopqueue.h"
 #include "loopstats.h"
+#include "uvrun.h"
 
 /* One probe: this head, then the two handles.  Owned by libuv until both are closed. */
 typedef struct {
     Watch *watch; /* borrowed; NULL once detached */
     void *loop;
     int open;     /* handles not closed yet */
-    PyObject *closer, *runner; /* borrowed from the watch's `probe`: what the attributes are */
+    PyObject *attributes; /* borrowed from the watch's `probe`: what lets it be closed, see uvrun.h */
     int closable; /* they stand */
     int wrapped;  /* this run goes through ours */
     void *idle;   /* borrowed: uvloop's handle; NULL: not found, or it is being closed */
@@ -84,34 +81,12 @@ may_be_closed(const uv_probe *p)
     return lw_uv.stop_flag == 0 || *(const unsigned int *)((const char *)p->loop + lw_uv.stop_flag) != 0;
 }
 
-static void
-set_attribute(PyObject *loop, const char *name, PyObject *ours, int stands)
-{
-    PyObject *dict = NULL;
-    if (stands) {
-        (void)PyObject_SetAttrString(loop, name, ours);
-    }
-    else {
-        dict = PyObject_GenericGetDict(loop, NULL);
-        if (dict != NULL && PyDict_GetItemString(dict, name) == ours) {
-            (void)PyObject_SetAttrString(loop, name, NULL);
-        }
-    }
-    PyErr_Clear();
-    Py_XDECREF(dict);
-}
-
-/* Put the attributes there, or take away what is still ours.  Under the GIL; no exception stays. */
+/* Put the attributes there, or take them away.  Under the GIL. */
 static void
 set_closable(uv_probe *p, int closable)
 {
-    PyObject *loop = Py_NewRef(p->watch->loop), *closer = Py_XNewRef(p->closer), *runner = Py_XNewRef(p->runner);
     p->closable = closable;
-    set_attribute(loop, "close", closer, closable);
-    set_attribute(loop, "run_forever", runner, closable);
-    Py_XDECREF(runner);
-    Py_XDECREF(closer);
-    Py_DECREF(loop);
+    lw_uvrun_set(p->watch->loop, p->attributes, closable);
 }
 
 /* Whether the check callback is to be called. */
@@ -127,6 +102,16 @@ set_checking(uv_probe *p, int checking)
         else {
             lw_uv.check_stop(check_of(p));
         }
+    }
+}
+
+/* How many callbacks wait for the next iteration.  Without the GIL: the loop's own thread is about to run them. */
+static inline void
+note_ready(lw_watch *w)
+{
+    if (w->ready != NULL) {
+        atomic_store_explicit(&w->queued, (int)Py_SIZE(w->ready), memory_order_relaxed);
+        atomic_store_explicit(&w->taken, lw_queue_taken(w->ready), memory_order_relaxed);
     }
 }
 
@@ -220,6 +205,7 @@ on_prepare(void *handle)
         lw_mark_busy(w, now);
     }
     p->border = ticks;
+    note_ready(w);
     if (p->poll == WAITS) {
         atomic_store_explicit(&w->libuv_before, lw_uv.now(p->loop), memory_order_relaxed);
         atomic_store_explicit(&w->busy, 0, memory_order_release);
@@ -280,6 +266,7 @@ on_check(void *handle)
     uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(lw_uv.handle_size(LW_UV_PREPARE)) - ALIGNED(sizeof(uv_probe)));
     if (p->poll != STEPS && p->watch != NULL) {
         begin_span(p, &p->watch->w);
+        note_ready(&p->watch->w);
     }
     if (p->closable && lw_uv.stop_flag != 0 && !p->wrapped && p->watch != NULL) {
         end_run(p, &p->watch->w);
@@ -318,88 +305,52 @@ lw_probe_uv_find(PyObject *loop, char *why, size_t cap)
     return 0;
 }
 
-/* loop.close() while the probe is installed. */
-static PyObject *
-close_loop(PyObject *self, PyObject *Py_UNUSED(unused))
+void
+lw_probe_uv_begin_run(Watch *self)
 {
-    Watch *watch = (Watch *)PyCapsule_GetPointer(self, "loopwatch.watch");
-    if (watch == NULL) {
-        return NULL;
-    }
-    PyObject *loop = Py_NewRef(watch->loop), *result;
-    lw_probe_uv_detach(watch);
-    result = PyObject_CallMethod(loop, "close", NULL);
-    Py_DECREF(loop);
-    return result;
-}
-
-/* loop.run_forever() while the probe is installed. */
-static PyObject *
-run_loop(PyObject *self, PyObject *Py_UNUSED(unused))
-{
-    Watch *watch = (Watch *)PyCapsule_GetPointer(self, "loopwatch.watch");
-    if (watch == NULL) {
-        return NULL;
-    }
-    PyObject *loop = Py_NewRef(watch->loop), *result = NULL;
-    PyObject *method = PyObject_GetAttrString((PyObject *)Py_TYPE(loop), "run_forever");
-    PyObject *running = method ? PyObject_CallMethod(loop, "is_running", NULL) : NULL;
-    uv_probe *p = watch->uv;
-    Py_INCREF(watch);
-    if (p != NULL && running == Py_False) {
+    uv_probe *p = self->uv;
+    if (p != NULL) {
         p->wrapped = 1;
         p->border = p->marked = 0;
-        atomic_store(&watch->w.stands, 0);
-        lw_adopt_thread(&watch->w);
-        lw_mark_busy(&watch->w, lw_now_ns());
+        atomic_store(&self->w.stands, 0);
+        lw_adopt_thread(&self->w);
+        lw_mark_busy(&self->w, lw_now_ns());
     }
-    result = running ? PyObject_CallOneArg(method, loop) : NULL;
-    p = watch->uv;
-    if (p != NULL && p->wrapped && running == Py_False) {
-        p->wrapped = 0;
-        end_run(p, &watch->w);
-    }
-    Py_XDECREF(running);
-    Py_XDECREF(method);
-    Py_DECREF(loop);
-    Py_DECREF(watch);
-    return result;
 }
 
-static PyMethodDef close_def = {"close", (PyCFunction)close_loop, METH_NOARGS, "Close the event loop."};
-static PyMethodDef run_def = {"run_forever", (PyCFunction)run_loop, METH_NOARGS, "Run the event loop until stop()."};
-
-static void
-drop_watch(PyObject *capsule)
+void
+lw_probe_uv_end_run(Watch *self)
 {
-    Py_XDECREF((PyObject *)PyCapsule_GetPointer(capsule, "loopwatch.watch"));
+    uv_probe *p = self->uv;
+    if (p != NULL && p->wrapped) {
+        p->wrapped = 0;
+        end_run(p, &self->w);
+    }
 }
 
 int
 lw_probe_uv_attach(Watch *self)
 {
     void *loop = lw_libuv_loop(self->loop);
-    PyObject *capsule = NULL, *closer = NULL, *runner = NULL, *pair = NULL, *running = NULL;
+    PyObject *attributes = NULL, *ready = NULL, *parts = NULL, *running = NULL;
     uv_probe *p = NULL;
 
     if (loop == NULL || !lw_uv.ready) {
         PyErr_SetString(PyExc_RuntimeError, "uvloop did not hand out its uv_loop_t: the loop is closed");
         return -1;
     }
-    capsule = PyCapsule_New(Py_NewRef(self), "loopwatch.watch", drop_watch);
-    closer = capsule ? PyCFunction_New(&close_def, capsule) : NULL;
-    runner = capsule ? PyCFunction_New(&run_def, capsule) : NULL;
-    pair = closer && runner ? PyTuple_Pack(2, closer, runner) : NULL;
+    attributes = lw_uvrun_new(self);
+    ready = lw_loop_ready(self->loop);
+    parts = attributes ? PyTuple_Pack(2, attributes, ready ? ready : Py_None) : NULL;
+    Py_XDECREF(ready);
+    Py_XDECREF(attributes);
+    if (parts == NULL) {
+        return -1;
+    }
     p = calloc(1, ALIGNED(sizeof(*p)) + ALIGNED(lw_uv.handle_size(LW_UV_PREPARE)) + lw_uv.handle_size(LW_UV_CHECK));
-    if (pair == NULL || p == NULL) {
-        if (!PyErr_Occurred()) {
-            PyErr_NoMemory();
-        }
-        free(p);
-        Py_XDECREF(pair);
-        Py_XDECREF(runner);
-        Py_XDECREF(closer);
-        Py_XDECREF(capsule);
+    if (p == NULL) {
+        Py_DECREF(parts);
+        PyErr_NoMemory();
         return -1;
     }
     p->watch = self;
@@ -417,13 +368,10 @@ lw_probe_uv_attach(Watch *self)
     self->uv = p;
     lw_watch_lock(&self->w);
     self->w.libuv = loop;
+    self->w.ready = lw_queue_is_counted(ready) ? ready : NULL;
     lw_watch_unlock(&self->w);
-    p->closer = closer;
-    p->runner = runner;
-    Py_XSETREF(self->probe, pair);
-    Py_DECREF(runner);
-    Py_DECREF(closer);
-    Py_DECREF(capsule);
+    p->attributes = attributes;
+    Py_XSETREF(self->probe, parts);
     running = PyObject_CallMethod(self->loop, "is_running", NULL);
     PyErr_Clear();
     if (running != Py_True || may_be_closed(p)) {
@@ -448,6 +396,7 @@ lw_probe_uv_detach(Watch *self)
     }
     lw_watch_lock(&self->w);
     self->w.libuv = NULL;
+    self->w.ready = NULL;
     lw_watch_unlock(&self->w);
     self->uv = NULL;
     p->watch = NULL;

@@ -8,6 +8,7 @@
 #include "../core/saferead.h"
 #include "doing.h"
 #include "layout.h"
+#include "loopqueue.h"
 #include "requests.h"
 #include "taskname.h"
 
@@ -274,6 +275,18 @@ blame_holder(lw_sampler *s, lw_segment *seg, uintptr_t holder)
     }
 }
 
+/* Which of uvloop's ready callbacks it is: the last one that was taken from the queue.  Where none was, what runs is a
+ * timer's callback or one for I/O, and there are as many more. */
+static void
+where_in_queue(const lw_sampler *s, lw_callback *out)
+{
+    size_t taken = lw_queue_taken(s->ready) - s->taken;
+    if (s->queued > 0 && taken <= (size_t)s->queued) {
+        out->total = s->queued;
+        out->index = (int)taken - 1;
+    }
+}
+
 static lw_segment *
 new_segment(lw_sampler *s, const lw_walk *w, int n, const lw_callback *where, long request, uint64_t now)
 {
@@ -295,6 +308,7 @@ new_segment(lw_sampler *s, const lw_walk *w, int n, const lw_callback *where, lo
     lw_callback named = *where;
     lw_callback_names(&named, &s->text);
     seg->index = where->index;
+    seg->framed = where->named == LW_BY_HANDLE && where->index >= 0;
     seg->total = where->total;
     seg->handle = where->handle;
     seg->task = named.task;
@@ -326,6 +340,9 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
     walk.n = walk.omitted = walk.moved = 0;
     if (lw_layout_ok() && lw_walk_stack(tstate, &walk) == 0) {
         lw_callback_where(&walk, tstate, s->loop, &where);
+        if (where.total < 0 && s->ready != NULL) {
+            where_in_queue(s, &where);
+        }
         n = decode(s, &walk, seg);
         request = lw_request_of(tstate);
     }

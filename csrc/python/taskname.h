@@ -8,8 +8,8 @@
  * trio's run loop has its task in a local of `unrolled_run`; its name and
  * coroutine are slots.  uvloop has no frame of its own: the task that runs is
  * looked up as asyncio.current_task() does, in the thread state (3.14 and
- * later) or the dict of running tasks; which of how many callbacks it is stays
- * unknown there, and plain callbacks have no name. */
+ * later) or the dict of running tasks; plain callbacks have no name there, and
+ * which of how many it is the sampler asks uvloop's queue (loopqueue.h). */
 #ifndef LW_TASKNAME_H
 #define LW_TASKNAME_H
 

@@ -81,6 +81,8 @@ void lw_probe_select_detach(Watch *self);
 int lw_probe_uv_find(PyObject *loop, char *why, size_t cap); /* 0, or -1 and why not */
 int lw_probe_uv_attach(Watch *self);
 void lw_probe_uv_detach(Watch *self);
+void lw_probe_uv_begin_run(Watch *self); /* these two on the thread that runs it */
+void lw_probe_uv_end_run(Watch *self);
 
 /* blocks.c: a new reference to a RawBlock, NULL with an exception, or Py_None
  * when the time was not spent inside the loop at all. */

@@ -59,8 +59,11 @@ typedef struct lw_watch {
     _Atomic uint64_t may_wait; /* the span that stays while it is not known whether the poll waits; 0: none */
     uint64_t met_clock; /* libuv's clock then, in ns; 0: it stood as before the poll */
     void *libuv; /* borrowed: its uv_loop_t; under the slot's lock */
+    const void *ready; /* the same: uvloop's queue of callbacks; NULL: not found */
     _Atomic uint64_t libuv_before; /* its clock when the poll began, in ms */
     _Atomic int stands; /* uvloop: no run goes on */
+    _Atomic int queued;   /* uvloop: callbacks that were ready as this iteration began; 0: none, or unknown */
+    _Atomic size_t taken; /* and how many had been taken from that queue before */
 } lw_watch;
 
 int lw_watchdog_start(void);             /* idempotent; -1 and errno */

@@ -24,7 +24,8 @@ class RawSegment(TypedDict):
     callback: str | None  # what the loop called: coroutine or function, qualified
     callback_is_c: bool  # it is a C function that the loop called by itself
     callback_index: int | None  # which of the iteration's callbacks it was, from 0
-    callback_total: int | None  # how many callbacks the iteration ran
+    callback_total: int | None  # how many callbacks the iteration ran; uvloop: at least
+    callback_framed: bool  # its frames tell it from the next one: the loop has a frame of its own
     request: int  # number of the request it, or the GIL's holder, worked for; 0 unknown
     marks: list[tuple[int, int]]  # of each frame: co_flags; 1 another call than in the segment before, 2 called from C
     advances: int  # samples of it before which the thread may have run since the sample before
@@ -133,6 +134,7 @@ def asyncgens_begin() -> AsyncgenHook: ...  # of this thread
 def asyncgens_end(hook: AsyncgenHook) -> None: ...
 def asyncgens_since(serial: int) -> list[tuple[Any, Origin, int]]: ...  # generator, where begun, 1: finalised
 def asyncgens_dropped(serial: int) -> tuple[list[tuple[Origin, str, str, int]], int]: ...  # ..., how many more
+def loop_timers(loop: Any) -> list[Any] | None: ...  # handles, some may be cancelled; None: unknown
 def timers_begin(loop: Any, names: tuple[str, ...], passing: tuple[Any, ...]) -> Timers: ...
 
 # --- threads (threads.c, threadlook.c) ---

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from loopwatch import _core, requests
 from loopwatch.findings import CallerContext, Cause, EventLoopBlock, Segment
 from loopwatch.requests import RequestInfo
-from loopwatch.stacks import Frame, frames_from_raw, launcher_frames
+from loopwatch.stacks import Frame, below_loop, frames_from_raw, is_runner, launcher_frames
 
 if TYPE_CHECKING:
     from loopwatch._core import RawBlock, RawFrame, RawSegment
@@ -175,13 +175,19 @@ def _callbacks(segments: Sequence[Segment]) -> tuple[int | None, tuple[str, floa
             passed = max(part.callback_index - before, 1)
             before = part.callback_index
             shares[part.callback_index] = shares.get(part.callback_index, 0.0) + part.duration / passed
-            names.setdefault(part.callback_index, part.task or part.callback or f"callback {part.callback_index}")
+            name = part.task or part.callback or _called_by_loop(part) or f"callback {part.callback_index}"
+            names.setdefault(part.callback_index, name)
     if not shares:
         return total, None, False
     worst = max(shares, key=lambda index: shares[index])
     covered = sum(part.duration for part in segments)
     scattered = len(shares) > 1 and shares[worst] <= covered / 2
     return total if total is not None else len(shares), (names[worst], shares[worst]), scattered
+
+
+def _called_by_loop(segment: Segment) -> str | None:
+    """The function a loop of C code called, which has no frame that tells the callback."""
+    return next((frame.name for frame in below_loop(segment.stack) if not is_runner(frame.filename)), None)
 
 
 def _captured_reason(raw: "RawBlock") -> str | None:

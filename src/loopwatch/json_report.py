@@ -4,11 +4,8 @@ One JSON document, one line, with ``"schema": "loopwatch.report/1"``.  Durations
 times; stacks are outermost first.  Within version 1 keys are only added.
 """
 
-import contextlib
-import json
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -59,55 +56,6 @@ def document(summary: Summary, *, program: str, argv: Sequence[str], version: st
             "excluded": summary.excluded,
         },
     }
-
-
-def write_atomically(path: str, content: dict[str, Any]) -> None:
-    """Write the document next to its place and move it there: a reader sees all of it or nothing.
-
-    A link is followed, not replaced.  What is no plain file (a pipe, ``/dev/stdout``, ``/dev/null``) is written to.
-    Raises OSError where the folder cannot be written.
-    """
-    text = json.dumps(content, ensure_ascii=True, separators=(",", ":")) + "\n"
-    if is_special(path):
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
-        return
-    path = os.path.realpath(path)
-    descriptor, name = tempfile.mkstemp(prefix=".loopwatch.", dir=os.path.dirname(path))
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def is_special(path: str) -> bool:
-    """Whether a path leads to something that must not be replaced by a file: no plain file, or an open descriptor."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        return True
-    for _ in range(40):  # /dev/stdout is a link to /proc/self/fd/1, which may be a link to a plain file
-        if os.path.realpath(os.path.dirname(path) or ".").startswith("/proc/"):
-            return True
-        if not os.path.islink(path):
-            return False
-        path = os.path.join(os.path.dirname(path), os.readlink(path))
-    return False
-
-
-def _umask() -> int:
-    """The process' umask, read without changing it."""
-    with (
-        contextlib.suppress(OSError, ValueError),
-        open("/proc/self/status", encoding="ascii", errors="replace") as file,
-    ):
-        for line in file:
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    return 0o077
 
 
 def _block(block: EventLoopBlock) -> dict[str, Any]:

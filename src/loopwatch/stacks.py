@@ -156,6 +156,15 @@ def _runs_the_loop(frames: Sequence[traceback.FrameSummary], number: int) -> boo
     return below is None or below.name not in _BEFORE_IT_RUNS
 
 
+def below_loop(frames: Sequence[traceback.FrameSummary]) -> Sequence[traceback.FrameSummary]:
+    """The frames of what an event loop called; all of them where they hold no loop, none where it called C code."""
+    called = 0
+    for number in range(len(frames)):
+        if _runs_the_loop(frames, number):
+            called = number + 1
+    return frames[called:]
+
+
 def user_frame(frames: Sequence[traceback.FrameSummary]) -> traceback.FrameSummary | None:
     """The innermost frame of the program's own code, the line to fix.
 
@@ -163,11 +172,7 @@ def user_frame(frames: Sequence[traceback.FrameSummary]) -> traceback.FrameSumma
     program's own, the innermost one that is not the loop's own; where it holds none of these either, or where the loop
     called C code, the innermost.  None for an empty stack.
     """
-    called = 0
-    for number in range(len(frames)):
-        if _runs_the_loop(frames, number):
-            called = number + 1
-    inside = frames[called:] or frames[-1:]
+    inside = below_loop(frames) or frames[-1:]
     for skip in (is_library, is_runner):
         for frame in reversed(inside):
             if not skip(frame.filename):

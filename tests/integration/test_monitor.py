@@ -94,8 +94,8 @@ def test_the_environment_starts_none(value: str, tmp_path: Path) -> None:
         ("moniter", "it begins with 'moniter'; write LOOPWATCH=monitor"),
         ("monitor,interval", "interval has no value; write interval=..."),
         ("monitor,stderr=perhaps", "stderr=perhaps: must be on or off"),
-        ("monitor,json=/nonexistent/alarms.jsonl", "there is no folder '/nonexistent'; create it"),
-        ("monitor,json=/", "got the folder '/': name a file in it"),
+        ("monitor,json=/nonexistent/alarms.jsonl", "there is no folder /nonexistent: create it"),
+        ("monitor,json=/", "/ is a folder: name a file in it"),
     ],
 )
 def test_a_wrong_value_is_said_and_the_program_runs_on(value: str, says: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import pytest
+import uvloop
 from targets.contexts import CONTEXTS
 from targets.faults import FAULTS
 from targets.registry import Fault
@@ -116,30 +117,41 @@ def test_one_block_is_one_event_whatever_it_ran_through() -> None:
     assert sum(segment.duration for segment in blocks[0].segments) == pytest.approx(blocks[0].duration, rel=0.02)
 
 
-def test_many_small_callbacks_in_one_iteration_are_one_event_that_says_so() -> None:
+@pytest.mark.parametrize("stepped", [1, 200])
+@pytest.mark.parametrize("factory", [asyncio.SelectorEventLoop, uvloop.new_event_loop])
+def test_many_small_callbacks_in_one_iteration_are_one_event_that_says_so(factory: Any, stepped: int) -> None:
     count = 200
 
-    def small() -> None:
+    def small(again: bool) -> None:
+        if again:
+            asyncio.get_running_loop().call_soon(lambda: None)  # which leaves the queue as long as it was
         spin(0.001)
 
     async def main() -> list[Any]:
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
         async with guarded() as guard:
-            await asyncio.sleep(0)
-            for _ in range(count):
-                loop.call_soon(small)
+            for _ in range(stepped):
+                await asyncio.sleep(0)
+            for number in range(count):
+                loop.call_soon(small, number % 2 == 0)
             loop.call_soon(done.set)
             await done.wait()
             await asyncio.sleep(0)
         return guard.blocks
 
-    blocks = asyncio.run(main())
+    with asyncio.Runner(loop_factory=factory) as runner:
+        blocks = runner.run(main())
     assert len(blocks) == 1
-    assert 0.2 <= blocks[0].duration
-    assert blocks[0].callbacks == pytest.approx(count, abs=5)
-    assert str(blocks[0].callbacks) in str(blocks[0])
-    assert "callbacks" in str(blocks[0])
+    (block,) = blocks
+    assert 0.2 <= block.duration
+    assert block.callbacks == pytest.approx(count, abs=5)
+    assert block.scattered and block.heaviest is not None
+    assert "small" in block.heaviest[0] or "callback" in block.heaviest[0], "the latter between two of them"
+    assert f"Callbacks: {block.callbacks} in one iteration" in str(block)
+    indexes = [part.callback_index for part in block.segments if part.callback_index is not None]
+    assert indexes == sorted(indexes) and 0.8 * count < indexes[-1] < block.callbacks
+    assert all(part.callback_total == block.callbacks for part in block.segments)
 
 
 def test_waiting_for_nothing_is_not_a_block() -> None:

@@ -84,6 +84,7 @@ class Raw:
             "callback_is_c": False,
             "callback_index": None,
             "callback_total": None,
+            "callback_framed": True,
         }
         assert not more.keys() - segment.keys()
         return segment | more

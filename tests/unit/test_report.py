@@ -13,7 +13,8 @@ from loopwatch import report as report_module
 from loopwatch import summary as summary_module
 from loopwatch.blocks import block_from_raw
 from loopwatch.errors import EventLoopBlockError
-from loopwatch.json_report import document, write_atomically
+from loopwatch.json_report import document
+from loopwatch.outfile import write_atomically
 from loopwatch.printable import printable, printable_source
 from loopwatch.report import Terminal, block_text, short_path, summary_text, wants_colour
 from loopwatch.summary import Patterns, Summary

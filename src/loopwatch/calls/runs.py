@@ -82,7 +82,7 @@ def runs_of(segments: "Sequence[RawSegment]") -> Iterator[Run]:
             run = open_runs.get(depth)
             if run is None or marks & FRESH or run.caller is not caller:
                 run = Run(frame, flags, marks, depth, caller, place, segment["slack_ns"])
-                run.callback_known = segment["callback_index"] is not None
+                run.callback_known = segment["callback_framed"]
                 run.advances = -segment["advances"]  # how it came here says nothing: see below
                 run.add(segment)
                 run.advances += max(0, segment["advances"] - 1)

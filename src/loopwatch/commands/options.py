@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from loopwatch.json_report import is_special
+from loopwatch.outfile import why_not_writable
 from loopwatch.summary import Patterns
 
 EXIT_BLOCKED = 86
@@ -154,15 +154,9 @@ def _check_writable(parser: argparse.ArgumentParser, path: str, option: str = "-
         parser.error(f"{option}: name the file to write")
     if path == "-":
         parser.error(f"{option}: name the file to write, not '-': stdout is the program's; /dev/stderr is possible")
-    if os.path.isdir(path):
-        parser.error(f"{option}: {path} is a folder; name a file in it")
-    if is_special(path):
-        return
-    folder = os.path.dirname(os.path.realpath(path))
-    if not os.path.isdir(folder):
-        parser.error(f"{option}: the folder {folder} does not exist; create it with `mkdir -p {folder}`")
-    if not os.access(folder, os.W_OK):
-        parser.error(f"{option}: the folder {folder} cannot be written to")
+    trouble = why_not_writable(path)
+    if trouble is not None:
+        parser.error(f"{option}: {trouble}")
 
 
 def _parser() -> argparse.ArgumentParser:

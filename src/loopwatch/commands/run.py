@@ -24,7 +24,8 @@ from loopwatch.blocking import nanoseconds
 from loopwatch.blocks import block_from_raw
 from loopwatch.commands.options import EXIT_BLOCKED, RunOptions, parse_run_options
 from loopwatch.commands.program import hide_own_frames, run_code, run_module, run_script
-from loopwatch.json_report import document, write_atomically
+from loopwatch.json_report import document
+from loopwatch.outfile import write_atomically
 from loopwatch.printable import printable
 from loopwatch.report import Terminal, block_text, summary_text
 from loopwatch.summary import Summary

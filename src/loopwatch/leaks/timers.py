@@ -172,16 +172,20 @@ def _pending_callback(loop: Any, handle: Any) -> Callable[..., Any] | None:
     if handle.cancelled():
         return None
     scheduled = getattr(handle, "_scheduled", None)
-    if scheduled is not None:  # asyncio's own
-        # one that is due was taken from the heap, and waits for its turn in this iteration
-        waits = scheduled or any(one is handle for one in list(getattr(loop, "_ready", ())))
-        callback: Callable[..., Any] | None = handle._callback if waits else None
-        return callback
-    for held in gc.get_referents(handle):  # uvloop's: it lets go of the callback when it ran
-        if callable(held) and not isinstance(held, type):
-            found: Callable[..., Any] = held
-            return found
-    return None
+    if scheduled is False and not any(one is handle for one in list(getattr(loop, "_ready", ()))):
+        return None  # asyncio's: one that is due was taken from the heap, and waits for its turn in this iteration
+    return handle_callback(handle)
+
+
+def handle_callback(handle: Any) -> Callable[..., Any] | None:
+    """The callback of a timer's handle; None for a cancelled one, and for one of uvloop's that ran."""
+    found: Callable[..., Any] | None = None
+    if hasattr(handle, "_callback"):
+        found = handle._callback
+    else:  # uvloop's, whose fields cannot be asked for
+        held = (one for one in gc.get_referents(handle) if callable(one) and not isinstance(one, type))
+        found = next(held, None)
+    return found
 
 
 def _leak(loop: Any, handle: Any, callback: Callable[..., Any], origin: "Origin", times: int) -> LeakedTimer:

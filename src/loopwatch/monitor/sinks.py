@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, TextIO
 
 from loopwatch.monitor.alarms import Alarm, stamp
+from loopwatch.outfile import why_not_writable
 
 __all__ = ["Sinks"]
 
@@ -47,7 +48,9 @@ class Sinks:
     def check(self) -> None:
         """Raise ValueError where alarms could not be written to the path of ``json``."""
         if isinstance(self._json, str):
-            _check_path(self._json)
+            trouble = why_not_writable(self._json, append=True)
+            if trouble is not None:
+                raise ValueError(f"json={self._json!r}: {trouble}")
 
     def send(self, alarm: Alarm) -> None:
         """Hand an alarm to all of them.  One that finds no way is written to stderr, and why."""
@@ -120,26 +123,6 @@ def check_sinks(on_alarm: Any, logger: Any, json: Any, stderr: Any) -> None:
     writable = getattr(json, "writable", None)
     if callable(writable) and not writable():
         raise ValueError(f"json must be a file open for writing text, got {json!r}: open it with 'a', or give its path")
-
-
-def _check_path(path: str) -> None:
-    if os.path.isdir(path):
-        raise ValueError(f"json must be the path of a file, got the folder {path!r}: name a file in it")
-    if os.path.exists(path):
-        if not os.access(path, os.W_OK, effective_ids=True):
-            raise ValueError(f"json={path!r}: this file cannot be written by this user; name another, or permit it")
-        return
-    folder = os.path.dirname(os.path.realpath(path))
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        try:
-            os.stat(folder)
-        except PermissionError:
-            text = f"json={path!r}: this user cannot reach {folder!r}; name another folder, or permit it"
-            raise ValueError(text) from None
-    if not os.path.isdir(folder):
-        raise ValueError(f"json={path!r}: there is no folder {folder!r}; create it, or name a file in another")
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        raise ValueError(f"json={path!r}: this user cannot write in {folder!r}; name another folder, or permit it")
 
 
 def in_loop(

@@ -12,7 +12,7 @@ from typing import Any
 
 from loopwatch import _core
 from loopwatch.leaks.origins import creation_of
-from loopwatch.leaks.timers import passing_functions, plain_function, scheduling_names
+from loopwatch.leaks.timers import handle_callback, passing_functions, plain_function, scheduling_names
 from loopwatch.monitor.readings import TimerReading
 
 __all__ = ["TimerBook"]
@@ -30,14 +30,11 @@ class TimerBook:
 
     def count(self) -> tuple[TimerReading, ...]:
         """By callback, most first; those of asyncio's own functions are tasks that sleep, and left out."""
-        scheduled = getattr(self._loop, "_scheduled", None)
-        if not isinstance(scheduled, list):
-            return ()
-        handles = list(scheduled)
+        handles = _core.loop_timers(self._loop) or []
         stride = -(-len(handles) // _LOOKED_AT) or 1
         counts: Counter[Any] = Counter()
         for handle in handles[::stride]:
-            callback = getattr(handle, "_callback", None)  # None: cancelled
+            callback = handle_callback(handle)
             if callback is not None:
                 counts[plain_function(callback)] += stride
         found: dict[tuple[str, Any], int] = {}
@@ -67,7 +64,7 @@ class TimerBook:
         if self._traced is None:
             return None
         for handle, origin, _ in self._traced.since(self._serial):
-            function = getattr(handle, "_callback", None)
+            function = handle_callback(handle)
             if function is not None and _name(plain_function(function)) == callback:
                 return creation_of(origin)
         return None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from loopwatch.json_report import is_special, write_atomically
+from loopwatch.outfile import why_not_writable, write_atomically
 from loopwatch.pytest_plugin import options
 from loopwatch.pytest_plugin.baseline import KnownFindings
 from loopwatch.pytest_plugin.conductor import Conductor
@@ -60,9 +60,9 @@ class Reporter:
                 raise ValueError("--loopwatch-update-baseline needs --loopwatch-baseline FILE")
             self._baseline = KnownFindings(path, update=update) if path else None
             if self._baseline is not None and self._baseline.writes and not self._worker:
-                _check_folder("the baseline", str(path))
+                _check_file("the baseline", str(path))
             if config.getoption("loopwatch_json") and not self._worker:
-                _check_folder("--loopwatch-json", config.getoption("loopwatch_json"))
+                _check_file("--loopwatch-json", config.getoption("loopwatch_json"))
         except (SettingError, TypeError, ValueError, OSError) as error:
             raise pytest.UsageError(f"loopwatch: {error}") from error
 
@@ -176,15 +176,11 @@ class Reporter:
                 terminal.line(f"        {line}".rstrip())
 
 
-def _check_folder(what: str, path: str) -> None:
-    """Raise OSError where no file can be written there, before a run for which it would be lost."""
-    folder = os.path.dirname(os.path.realpath(path))
-    if is_special(path):
-        return
-    if not os.path.isdir(folder):
-        raise NotADirectoryError(f"{what} {path} cannot be written: there is no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{what} {path} cannot be written: the folder {folder} does not allow it")
+def _check_file(what: str, path: str) -> None:
+    """Raise OSError where it cannot be written, before a run for which it would be lost."""
+    trouble = why_not_writable(path)
+    if trouble is not None:
+        raise OSError(f"{what} {path} cannot be written: {trouble}")
 
 
 def _count(count: int, one: str, many: str) -> str:
