@@ -7,6 +7,7 @@ none may fire.
 
 Short form (default, about a minute): ``python benchmarks/endurance.py``
 Long form: ``python benchmarks/endurance.py --interval 2 --window 30 --faultless 600``
+On uvloop: ``--loop uvloop``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import random
 import sys
 import time
@@ -195,11 +197,15 @@ def main() -> int:
     parser.add_argument("--window", type=int, default=15, help="samples of a window (default 15)")
     parser.add_argument("--faultless", type=float, default=15, help="seconds without faults (default 15; 0: none)")
     parser.add_argument("--lag", type=float, default=0.5, help="the monitor's lag; a busy machine blocks too")
+    parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio", help="(default asyncio)")
     options = parser.parse_args()
     run = Run(options)
-    good = asyncio.run(run.main())
+    factory = importlib.import_module(options.loop).new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        good = runner.run(run.main())
     if options.faultless:
-        good &= asyncio.run(run.faultless())
+        with asyncio.Runner(loop_factory=factory) as runner:
+            good &= runner.run(run.faultless())
     for text in run.wrong:
         print(f"WRONG: {text}")
     print("all named, nothing else" if good else "FAILED")
