@@ -160,19 +160,17 @@ def _ignores(value: Any, text: bool) -> tuple[Any, ...]:
     return ignores_from(value)
 
 
-_IGNORE_KEYS = ("name", "qualname", "stack", "creator", "module", "kind")
-
-
 def ignore_from_text(line: str) -> Any:
     """An entry as ini files write it: ``[KEY=]PATTERN [# REASON]``, where KEY is one of Ignore's, else the name."""
     from loopwatch.leaks.suppress import Ignore
 
+    keys = [one.name for one in dataclasses.fields(Ignore) if one.name != "reason"]
     pattern, _, reason = line.partition(" #")
     key, found, rest = pattern.strip().partition("=")
-    if found and key in _IGNORE_KEYS:
+    if found and key in keys:
         match: Any = rest if key == "kind" else pattern_from_text(rest)
         return Ignore(**{key: match}, reason=reason.strip())
-    close = difflib.get_close_matches(key, _IGNORE_KEYS, n=1) if found and key.isidentifier() else ()
+    close = difflib.get_close_matches(key, keys, n=1) if found and key.isidentifier() else ()
     if close:
         raise ValueError(f"{key!r} is no key, did you mean {close[0]!r}? A name with '=' in it is written name=NAME")
     return Ignore(name=pattern_from_text(pattern.strip()), reason=reason.strip())

@@ -22,6 +22,7 @@ if not hasattr(_core, "count_tasks"):
     pytest.skip("needs the C core", allow_module_level=True)
 
 from loopwatch.monitor import CoroutineReading, Monitor, Reading
+from loopwatch.monitor import blockbook as blockbook_module
 from loopwatch.monitor import running as monitor_module
 
 LOOPS = [pytest.param(asyncio.new_event_loop, id="asyncio"), pytest.param(uvloop.new_event_loop, id="uvloop")]
@@ -128,6 +129,16 @@ def test_what_a_loop_did() -> None:
             handle.cancel()
 
     asyncio.run(main())
+
+
+def test_blocks_past_the_last_place_are_counted_without_theirs(monkeypatch: pytest.MonkeyPatch, raw: Any) -> None:
+    monkeypatch.setattr(blockbook_module, "_PLACES", 2)
+    book = blockbook_module.BlockBook(threading.Event())
+    for line in (1, 2, 3, 4, 1):
+        book.add(raw.block(raw.segment(("/shop.py", "sell", line, line, -1, -1), ms=300)), "a loop")
+    counts = {entry.place and entry.place[1]: entry.count for entry in book.read()}
+    assert counts == {1: 2, 2: 1, None: 2} and book.dropped == 2
+    assert sum(entry.total for entry in book.read()) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("factory", LOOPS)

@@ -47,13 +47,12 @@ class BlockBook:
         key = block.culprit, block.cause.value
         with self._lock:
             self._waiting.append(block)
-            known = self._entries.get(key)
-            if known is None and len(self._entries) >= _PLACES:
+            if key not in self._entries and len(self._entries) >= _PLACES:
                 self.dropped += 1
-                self._wake.set()
-                return
+                key = None, block.cause.value
+            known = self._entries.get(key)
             self._entries[key] = BlockReading(
-                place=block.culprit,
+                place=key[0],
                 cause=block.cause.value,
                 count=1 + (known.count if known else 0),
                 total=block.duration + (known.total if known else 0.0),

@@ -183,9 +183,9 @@ class ProcessReading:
 class OverheadReading:
     """What the monitor itself costs: samples taken, CPU seconds they took, and what found no room.
 
-    ``tasks_unplaced``: tasks past the 4,095 creation places.  ``blocks_dropped``: blocks past 1,000 places.
-    ``series_dropped``: series past 2,000.  ``sink_errors``: alarms that a sink failed to take.  ``errors``: samples
-    that failed; ``last_error`` says how.
+    ``tasks_unplaced``: tasks past the 4,095 creation places.  ``blocks_dropped``: blocks past 1,000 places,
+    which are counted without theirs.  ``series_dropped``: series past 2,000.  ``sink_errors``: alarms that a sink
+    failed to take.  ``errors``: samples that failed; ``last_error`` says how.
     """
 
     samples: int = 0

@@ -41,8 +41,9 @@ class KnownFindings:
         """Write the file if it is to be written; returns what people should know.  Raises OSError."""
         if self.writes:
             self._baseline.save()
-            places = len(self._baseline.seen())
-            return [f"The baseline {self._path} holds {places} place{'s that leak' if places != 1 else ' that leaks'}."]
+            count = len(self._baseline.seen())
+            places = "1 place that leaks" if count == 1 else f"{count} places that leak"
+            return [f"The baseline {self._path} holds {places}."]
         stale = self._baseline.stale()
         lines = [f"In the baseline {self._path}, and not met in this run:"] if stale else []
         return lines + [f"    {entry}" for entry in stale]
