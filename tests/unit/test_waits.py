@@ -311,7 +311,7 @@ def test_processes(run: Any) -> None:
     assert (found.kind, found.text) == ("process", f"waits for process {pid} to end")
 
 
-def test_timers_timeouts_and_bare_futures() -> None:
+def test_timers_timeouts_and_bare_futures(run: Any) -> None:
     async def main() -> tuple[Wait, Wait, Wait]:
         loop = asyncio.get_running_loop()
         future = loop.create_future()
@@ -323,9 +323,9 @@ def test_timers_timeouts_and_bare_futures() -> None:
 
         return await settled(wait(future)), await settled(wait(loop.create_future())), await settled(limited())
 
-    timer, bare, limited = asyncio.run(main())
+    timer, bare, limited = run(main)
     assert timer.kind == "timer" and 5 < timer.detail["due"] < 6.1
-    assert (bare.kind, bare.text) == ("future", "waits for a future that no part of asyncio stands behind")
+    assert bare.kind == "future" and bare.text.startswith("waits for a future ")
     assert limited.text.endswith("(asyncio.timeout ends it in 7.0 s)") and 6 < limited.detail["deadline"] <= 7
 
 

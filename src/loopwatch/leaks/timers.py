@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import gc
 import sys
 import types
 from asyncio import futures, tasks, timeouts
@@ -14,6 +13,7 @@ from loopwatch import _core
 from loopwatch.errors import TimerLeakError
 from loopwatch.leaks.kinds import Kind, Leak, Session
 from loopwatch.leaks.origins import Resource, ResourceSession, creation_of, merged
+from loopwatch.leaks.timerhandles import callback_of
 from loopwatch.stacks import module_of, qualified_name
 
 if TYPE_CHECKING:
@@ -174,18 +174,7 @@ def _pending_callback(loop: Any, handle: Any) -> Callable[..., Any] | None:
     scheduled = getattr(handle, "_scheduled", None)
     if scheduled is False and not any(one is handle for one in list(getattr(loop, "_ready", ()))):
         return None  # asyncio's: one that is due was taken from the heap, and waits for its turn in this iteration
-    return handle_callback(handle)
-
-
-def handle_callback(handle: Any) -> Callable[..., Any] | None:
-    """The callback of a timer's handle; None for a cancelled one, and for one of uvloop's that ran."""
-    found: Callable[..., Any] | None = None
-    if hasattr(handle, "_callback"):
-        found = handle._callback
-    else:  # uvloop's, whose fields cannot be asked for
-        held = (one for one in gc.get_referents(handle) if callable(one) and not isinstance(one, type))
-        found = next(held, None)
-    return found
+    return callback_of(handle)
 
 
 def _leak(loop: Any, handle: Any, callback: Callable[..., Any], origin: "Origin", times: int) -> LeakedTimer:

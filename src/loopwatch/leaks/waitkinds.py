@@ -14,6 +14,7 @@ from typing import Any
 
 from loopwatch import _core
 from loopwatch.leaks import jobs
+from loopwatch.leaks.timerhandles import arguments_of, callback_of, timers_of
 
 _ASYNCIO = os.path.dirname(asyncio.__file__) + os.sep
 _MAX_TIMERS = 10_000  # looked through for one task
@@ -172,11 +173,10 @@ def _sleep(loop: Any, awaited: Any, link: Any) -> Found | None:
 
 
 def _timer_of(loop: Any, awaited: Any) -> Found | None:
-    """The timer that will set this future's result, if a loop shows its timers."""
-    for handle in (getattr(loop, "_scheduled", None) or ())[:_MAX_TIMERS]:
-        callback = getattr(handle, "_callback", None)
-        arguments = getattr(handle, "_args", None) or ()
-        if getattr(callback, "__self__", None) is awaited or any(argument is awaited for argument in arguments):
+    """The timer that will set this future's result, if one is known."""
+    for handle in timers_of(loop, _MAX_TIMERS):
+        owner = getattr(callback_of(handle), "__self__", None)
+        if owner is awaited or any(argument is awaited for argument in arguments_of(handle)):
             return _timer(loop, handle)
     return None
 
@@ -299,11 +299,10 @@ def _drain(loop: Any, awaited: Any, link: Any) -> Found | None:
 
 def deadline_of(loop: Any, task: Any) -> float | None:
     """In how many seconds an ``asyncio.timeout`` will cancel a task; None where none will, or it cannot be seen."""
-    timers = getattr(loop, "_scheduled", None) or ()
     dues = [
         due_in(loop, handle.when())
-        for handle in timers[:_MAX_DEADLINES]
-        if getattr(getattr(getattr(handle, "_callback", None), "__self__", None), "_task", None) is task
+        for handle in timers_of(loop, _MAX_DEADLINES)
+        if getattr(getattr(callback_of(handle), "__self__", None), "_task", None) is task
     ]
     return min(dues, default=None)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from loopwatch import _core
 from loopwatch.leaks.origins import creation_of
-from loopwatch.leaks.timers import handle_callback, passing_functions, plain_function, scheduling_names
+from loopwatch.leaks.timerhandles import callback_of
+from loopwatch.leaks.timers import passing_functions, plain_function, scheduling_names
 from loopwatch.monitor.readings import TimerReading
 
 __all__ = ["TimerBook"]
@@ -34,7 +35,7 @@ class TimerBook:
         stride = -(-len(handles) // _LOOKED_AT) or 1
         counts: Counter[Any] = Counter()
         for handle in handles[::stride]:
-            callback = handle_callback(handle)
+            callback = callback_of(handle)
             if callback is not None:
                 counts[plain_function(callback)] += stride
         found: dict[tuple[str, Any], int] = {}
@@ -64,7 +65,7 @@ class TimerBook:
         if self._traced is None:
             return None
         for handle, origin, _ in self._traced.since(self._serial):
-            function = handle_callback(handle)
+            function = callback_of(handle)
             if function is not None and _name(plain_function(function)) == callback:
                 return creation_of(origin)
         return None
