@@ -1,14 +1,8 @@
-"""Makes ``tests/targets`` importable as ``targets``; findings are explained however large this process has become."""
+"""Findings are explained however large this process has become."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-TESTS = str(Path(__file__).resolve().parent.parent)
-if TESTS not in sys.path:
-    sys.path.insert(0, TESTS)
 
 
 @pytest.fixture(autouse=True)

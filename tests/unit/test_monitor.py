@@ -10,11 +10,10 @@ import os
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
+from targets.monitored import LOOPS, cancel, forever, marked_line, quick
 
 from loopwatch import _core
 
@@ -25,22 +24,6 @@ from loopwatch.monitor import CoroutineReading, Monitor, Reading
 from loopwatch.monitor import blockbook as blockbook_module
 from loopwatch.monitor import running as monitor_module
 
-LOOPS = [pytest.param(asyncio.new_event_loop, id="asyncio"), pytest.param(uvloop.new_event_loop, id="uvloop")]
-
-
-async def forever() -> None:
-    await asyncio.get_running_loop().create_future()
-
-
-async def quick() -> None:
-    await asyncio.sleep(0)
-
-
-async def cancel(tasks: list[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
 
 def of(reading: Reading, name: str) -> CoroutineReading:
     found = [entry for entry in reading.coroutines if entry.qualname.rpartition(".")[2] == name]
@@ -49,9 +32,7 @@ def of(reading: Reading, name: str) -> CoroutineReading:
 
 
 def line_of(text: str) -> int:
-    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
-    (number,) = [number for number, line in enumerate(lines, 1) if f"# {text}" in line]
-    return number
+    return marked_line(__file__, text)
 
 
 def test_coroutines_by_creation_place_with_examples() -> None:

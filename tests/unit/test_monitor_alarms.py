@@ -7,13 +7,12 @@ import json
 import os
 import threading
 import time
-from pathlib import Path
 from traceback import FrameSummary
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import uvloop
+from targets.monitored import LOOPS, cancel, forever, marked_line, quick
 
 import loopwatch
 from loopwatch import _core
@@ -29,27 +28,9 @@ from loopwatch.monitor.alarms import AlarmBook, LeftOut
 from loopwatch.monitor.lagjudge import HangJudge, LagJudge
 from loopwatch.monitor.loopbook import LoopBook, WatchedLoop
 
-LOOPS = [pytest.param(asyncio.new_event_loop, id="asyncio"), pytest.param(uvloop.new_event_loop, id="uvloop")]
-
-
-async def forever() -> None:
-    await asyncio.get_running_loop().create_future()
-
-
-async def quick() -> None:
-    await asyncio.sleep(0)
-
-
-async def cancel(tasks: list[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
 
 def line_of(text: str) -> int:
-    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
-    (number,) = [number for number, line in enumerate(lines, 1) if f"# {text}" in line]
-    return number
+    return marked_line(__file__, text)
 
 
 def leak_until_alarm(
