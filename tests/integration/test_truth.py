@@ -151,7 +151,7 @@ def test_many_small_callbacks_in_one_iteration_are_one_event_that_says_so(factor
     assert f"Callbacks: {block.callbacks} in one iteration" in str(block)
     indexes = [part.callback_index for part in block.segments if part.callback_index is not None]
     assert indexes == sorted(indexes) and 0.8 * count < indexes[-1] < block.callbacks
-    assert all(part.callback_total == block.callbacks for part in block.segments)
+    assert {part.callback_total for part in block.segments} - {None} == {block.callbacks}  # None: moved while read
 
 
 def test_waiting_for_nothing_is_not_a_block() -> None:
