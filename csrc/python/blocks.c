@@ -14,6 +14,7 @@
 #include "../core/clock.h"
 #include "../core/procfs.h"
 #include "../core/sysname.h"
+#include "loopqueue.h"
 #include "watch.h"
 
 #define IMPORT_DEPTH 40
@@ -140,9 +141,10 @@ frame_marks(const lw_segment *seg)
     return list;
 }
 
-/* SLACK: how long before its first sample the one before was taken. */
+/* SLACK: how long before its first sample the one before was taken.  TOTAL: callbacks of the iteration, -1 unknown. */
 static PyObject *
-segment_dict(const lw_segment *seg, const lw_textbuf *text, enum lw_cause cause, uint64_t duration, uint64_t slack)
+segment_dict(const lw_segment *seg, const lw_textbuf *text, enum lw_cause cause, uint64_t duration, uint64_t slack,
+             int total)
 {
     const char *call = cause == LW_SYSCALL || cause == LW_IMPORT ? lw_syscall_name(seg->syscall) : NULL;
     char number[32];
@@ -152,7 +154,7 @@ segment_dict(const lw_segment *seg, const lw_textbuf *text, enum lw_cause cause,
     }
     int held = cause == LW_GIL && seg->holder_id != 0;
     return Py_BuildValue(
-        "{s:N,s:i,s:K,s:I,s:s,s:z,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:l,s:N,s:I,s:I,s:K}", "frames",
+        "{s:N,s:i,s:K,s:I,s:s,s:z,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:N,s:l,s:N,s:I,s:I,s:K,s:K}", "frames",
         lw_frames_list(seg->frames, seg->nframes, text), "omitted", seg->omitted, "duration_ns",
         (unsigned long long)duration, "samples", (unsigned)seg->samples, "cause", lw_cause_names[cause], "syscall",
         call, "holder_id", int_or_none(seg->holder_id, held), "holder_comm",
@@ -160,9 +162,10 @@ segment_dict(const lw_segment *seg, const lw_textbuf *text, enum lw_cause cause,
         held ? lw_frames_list(seg->holder_frames, seg->holder_n, text) : Py_NewRef(Py_None), "task",
         text_or_none(text, seg->task), "callback", text_or_none(text, seg->callback), "callback_is_c",
         PyBool_FromLong(seg->callback_is_c), "callback_index", int_or_none(seg->index, seg->index >= 0),
-        "callback_total", int_or_none(seg->total, seg->total >= 0), "callback_framed", PyBool_FromLong(seg->framed),
-        "request", held ? seg->holder_request : seg->request, "marks", frame_marks(seg), "advances",
-        (unsigned)seg->advances, "shifts", (unsigned)seg->shifts, "slack_ns", (unsigned long long)slack);
+        "callback_total", int_or_none(total, total >= 0), "callback_framed", PyBool_FromLong(seg->framed), "request",
+        held ? seg->holder_request : seg->request, "marks", frame_marks(seg), "advances", (unsigned)seg->advances,
+        "shifts", (unsigned)seg->shifts, "slack_ns", (unsigned long long)slack, "steady_ns",
+        (unsigned long long)(seg->last_ns - seg->first_ns));
 }
 
 static uint64_t
@@ -200,6 +203,7 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
     lw_sched sched;
     PyObject *segments = NULL, *item = NULL;
     int tid = atomic_load(&self->w.tid), captured = 0;
+    int ran = self->w.ready ? (int)(lw_queue_taken(self->w.ready) - atomic_load(&self->w.taken)) : -1;
 
     if (self->w.kind == LW_EPOLL || self->w.kind == LW_SELECTOR) {
         int inside = s->n == 0;
@@ -235,7 +239,7 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
         }
         captured += seg->captured;
         item = segment_dict(seg, &s->text, cause_of(s, i, starved * 10 > duration), right - left,
-                            seg->first_ns > before ? seg->first_ns - before : 0);
+                            seg->first_ns > before ? seg->first_ns - before : 0, ran >= 0 ? ran : seg->total);
         if (item == NULL || PyList_Append(segments, item) < 0) {
             goto fail;
         }
@@ -243,7 +247,7 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
     }
     if (s->n == 0 && gil_at_begin(self, from, until) * 2 > duration) {
         const lw_segment waited = {.syscall = -1, .index = -1, .total = -1};
-        item = segment_dict(&waited, &s->text, LW_GIL, gil_at_begin(self, from, until), 0);
+        item = segment_dict(&waited, &s->text, LW_GIL, gil_at_begin(self, from, until), 0, -1);
         if (item == NULL || PyList_Append(segments, item) < 0) {
             goto fail;
         }
@@ -253,8 +257,9 @@ lw_block_build(Watch *self, uint64_t from, uint64_t until, uint64_t threshold)
                          "wall_ns", (unsigned long long)(lw_wall_ns() - (lw_now_ns() - from)), "duration_ns",
                          (unsigned long long)duration, "threshold_ns", (unsigned long long)threshold, "stopped_ns",
                          (unsigned long long)stopped, "starved_ns", (unsigned long long)starved, "stall",
-                         stall ? Py_True : Py_False, "thread_ident", PyThread_get_thread_ident(), "thread_native_id",
-                         tid, "segments", segments, "dropped", (unsigned)s->dropped, "captured", captured);
+                         stall ? Py_True : Py_False, "thread_ident",
+                         self->w.ident ? self->w.ident : PyThread_get_thread_ident(), "thread_native_id", tid,
+                         "segments", segments, "dropped", (unsigned)s->dropped, "captured", captured);
 fail:
     Py_XDECREF(item);
     Py_XDECREF(segments);

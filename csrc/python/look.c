@@ -134,7 +134,6 @@ look_closely(lw_watch *w, uint64_t busy, uint64_t now)
     }
     if (now >= w->next_ns || s->n == 0) {
         s->ready = w->ready;
-        s->queued = atomic_load(&w->queued);
         s->taken = atomic_load(&w->taken);
         lw_sampler_sample(s, atomic_load(&w->tstate), tid, &w->busy, interval);
         w->next_ns = now + (age / 64 > interval ? age / 64 : interval);

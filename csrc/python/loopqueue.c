@@ -163,7 +163,15 @@ loop_timers(PyObject *Py_UNUSED(module), PyObject *loop)
     return list;
 }
 
+static PyObject *
+loop_ready(PyObject *Py_UNUSED(module), PyObject *loop)
+{
+    PyObject *ready = lw_loop_ready(loop);
+    return ready != NULL ? ready : Py_NewRef(Py_None);
+}
+
 static PyMethodDef functions[] = {
+    {"loop_ready", loop_ready, METH_O, "loop_ready(loop) -> its queue of callbacks | None: unknown"},
     {"loop_timers", loop_timers, METH_O, "loop_timers(loop) -> list of its timers' handles | None: unknown"},
     {NULL, NULL, 0, NULL},
 };

@@ -105,12 +105,11 @@ set_checking(uv_probe *p, int checking)
     }
 }
 
-/* How many callbacks wait for the next iteration.  Without the GIL: the loop's own thread is about to run them. */
+/* Another iteration begins, for the queue of callbacks.  Without the GIL: only this thread takes from it. */
 static inline void
-note_ready(lw_watch *w)
+note_queue(lw_watch *w)
 {
     if (w->ready != NULL) {
-        atomic_store_explicit(&w->queued, (int)Py_SIZE(w->ready), memory_order_relaxed);
         atomic_store_explicit(&w->taken, lw_queue_taken(w->ready), memory_order_relaxed);
     }
 }
@@ -205,7 +204,7 @@ on_prepare(void *handle)
         lw_mark_busy(w, now);
     }
     p->border = ticks;
-    note_ready(w);
+    note_queue(w);
     if (p->poll == WAITS) {
         atomic_store_explicit(&w->libuv_before, lw_uv.now(p->loop), memory_order_relaxed);
         atomic_store_explicit(&w->busy, 0, memory_order_release);
@@ -266,7 +265,6 @@ on_check(void *handle)
     uv_probe *p = (uv_probe *)((char *)handle - ALIGNED(lw_uv.handle_size(LW_UV_PREPARE)) - ALIGNED(sizeof(uv_probe)));
     if (p->poll != STEPS && p->watch != NULL) {
         begin_span(p, &p->watch->w);
-        note_ready(&p->watch->w);
     }
     if (p->closable && lw_uv.stop_flag != 0 && !p->wrapped && p->watch != NULL) {
         end_run(p, &p->watch->w);
@@ -315,6 +313,7 @@ lw_probe_uv_begin_run(Watch *self)
         atomic_store(&self->w.stands, 0);
         lw_adopt_thread(&self->w);
         lw_mark_busy(&self->w, lw_now_ns());
+        note_queue(&self->w);
     }
 }
 
@@ -369,6 +368,7 @@ lw_probe_uv_attach(Watch *self)
     lw_watch_lock(&self->w);
     self->w.libuv = loop;
     self->w.ready = lw_queue_is_counted(ready) ? ready : NULL;
+    note_queue(&self->w);
     lw_watch_unlock(&self->w);
     p->attributes = attributes;
     Py_XSETREF(self->probe, parts);

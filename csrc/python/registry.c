@@ -19,6 +19,7 @@ static lw_slot *free_slots;                /* borrowed list */
 void
 lw_lock(void)
 {
+    lw_fork_settle();
     atomic_fetch_add(&waiting, 1);
     pthread_mutex_lock(&reading);
     atomic_fetch_sub(&waiting, 1);
@@ -87,6 +88,7 @@ take_slot(void)
 int
 lw_registry_add(lw_watch *w)
 {
+    lw_fork_settle();
     pthread_mutex_lock(&table_lock);
     lw_slot *slot = take_slot();
     pthread_mutex_unlock(&table_lock);
@@ -104,6 +106,7 @@ lw_registry_add(lw_watch *w)
 void
 lw_registry_remove(lw_watch *w)
 {
+    lw_fork_settle();
     lw_slot *slot = w->slot;
     if (slot == NULL) {
         return;
@@ -141,6 +144,7 @@ lw_slot_leave(lw_slot *slot)
 void
 lw_watch_lock(lw_watch *w)
 {
+    lw_fork_settle();
     if (w->slot != NULL) {
         pthread_mutex_lock(&w->slot->lock);
     }

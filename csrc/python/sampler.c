@@ -1,6 +1,7 @@
 /* sampler.c: see sampler.h. */
 #include "sampler.h"
 
+#include <limits.h>
 #include <time.h>
 
 #include "../core/clock.h"
@@ -276,15 +277,12 @@ blame_holder(lw_sampler *s, lw_segment *seg, uintptr_t holder)
 }
 
 /* Which of uvloop's ready callbacks it is: the last one that was taken from the queue.  Where none was, what runs is a
- * timer's callback or one for I/O, and there are as many more. */
-static void
-where_in_queue(const lw_sampler *s, lw_callback *out)
+ * timer's callback, or one for I/O. */
+static int
+index_in_queue(const lw_sampler *s)
 {
     size_t taken = lw_queue_taken(s->ready) - s->taken;
-    if (s->queued > 0 && taken <= (size_t)s->queued) {
-        out->total = s->queued;
-        out->index = (int)taken - 1;
-    }
+    return taken < INT_MAX ? (int)taken - 1 : -1; /* read while it changed: unknown */
 }
 
 static lw_segment *
@@ -340,8 +338,8 @@ lw_sampler_sample(lw_sampler *s, uintptr_t tstate, int tid, const _Atomic uint64
     walk.n = walk.omitted = walk.moved = 0;
     if (lw_layout_ok() && lw_walk_stack(tstate, &walk) == 0) {
         lw_callback_where(&walk, tstate, s->loop, &where);
-        if (where.total < 0 && s->ready != NULL) {
-            where_in_queue(s, &where);
+        if (s->ready != NULL) {
+            where.index = index_in_queue(s);
         }
         n = decode(s, &walk, seg);
         request = lw_request_of(tstate);

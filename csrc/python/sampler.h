@@ -79,7 +79,7 @@ typedef struct {
     uint32_t holder_comm;
     lw_frame *holder_frames;
     uintptr_t newest, newest_instr, handle;
-    int index, total;           /* callback of the iteration, -1 unknown; the total of uvloop: at least */
+    int index, total;           /* callback of the iteration, -1 unknown */
     int framed;                 /* its callback has a frame of the loop before it */
     uint32_t task, callback;
     int callback_is_c;
@@ -89,8 +89,7 @@ typedef struct {
 typedef struct {
     uintptr_t loop;             /* the loop object, where its running task is looked up by it; else 0 */
     const void *ready;          /* uvloop: its queue of callbacks, borrowed; NULL: not known */
-    int queued;                 /* of it: how many were there as the iteration began */
-    size_t taken;               /* and how many had ever been taken from it */
+    size_t taken;               /* how many had ever been taken from it as the iteration began */
     uint64_t span;              /* busy_since of the span sampled; 0 = none */
     uint64_t last_ns;           /* of the newest sample */
     uint64_t delay_at, delay_ns; /* run-delay counter: when read, and its value, before the span's first sample */

@@ -170,6 +170,19 @@ scope_unlink(Scope *self)
     Py_DECREF(watch);
 }
 
+/* The span that goes on, as if it ended NOW for this scope.  From any thread. */
+static void
+judge_until(Scope *self, uint64_t now)
+{
+    Watch *watch = self->watch;
+    uint64_t busy = atomic_load(&watch->w.busy);
+    if (watch->attached && busy != 0 && busy < now && now - busy >= self->threshold) {
+        pin(watch, busy, now, 0);
+        judge(watch, self, busy, now);
+        unpin(watch);
+    }
+}
+
 static void
 scope_shut(Scope *self)
 {
@@ -181,13 +194,21 @@ scope_shut(Scope *self)
     if (watch->w.kind == LW_GENERIC) {
         lw_watch_drain(watch);
     }
-    uint64_t busy = atomic_load(&watch->w.busy);
-    if (watch->attached && busy != 0 && busy < now && now - busy >= self->threshold) {
-        pin(watch, busy, now, 0);
-        judge(watch, self, busy, now);
-        unpin(watch);
-    }
+    judge_until(self, now);
     scope_unlink(self);
+}
+
+static PyObject *
+scope_cut(Scope *self, PyObject *Py_UNUSED(unused))
+{
+    uint64_t now = lw_now_ns();
+    Py_INCREF(self);
+    if (self->watch != NULL) {
+        judge_until(self, now);
+        self->entered = now;
+    }
+    Py_DECREF(self);
+    Py_RETURN_NONE;
 }
 
 static PyObject *
@@ -242,6 +263,8 @@ scope_dealloc(Scope *self)
 
 static PyMethodDef scope_methods[] = {
     {"take", (PyCFunction)scope_take, METH_NOARGS, "The blocks found so far; they are given out once."},
+    {"cut", (PyCFunction)scope_cut, METH_NOARGS,
+     "Take what the loop is busy with now for ended: the process is about to end.  From any thread."},
     {"close", (PyCFunction)scope_close, METH_NOARGS, "End the scope; the blocks not taken yet."},
     {NULL, NULL, 0, NULL},
 };

@@ -34,6 +34,7 @@ static uint64_t delay_read; /* when that was read */
 static uint64_t idle_since;
 static _Atomic uint64_t ticks, cpu_ns;
 static int forking_tid;
+_Atomic int lw_forking_pid;
 
 int
 lw_watchdog_tid(void)
@@ -159,11 +160,23 @@ fork_prepare(void)
 {
     lw_registry_prefork();
     forking_tid = (int)syscall(SYS_gettid);
+    atomic_store(&lw_forking_pid, (int)getpid());
 }
 
 static void
+fork_parent(void)
+{
+    atomic_store(&lw_forking_pid, 0);
+    lw_registry_parent();
+}
+
+/* In the child, once: as its handler of pthread_atfork(), or before, see lw_fork_settle(). */
+static void
 fork_child(void)
 {
+    if (atomic_exchange(&lw_forking_pid, 0) == 0) {
+        return;
+    }
     pthread_mutex_init(&state_lock, NULL);
     pthread_mutex_init(&sleep_lock, NULL);
     (void)lw_mem_init(); /* reads go to this process from now on */
@@ -177,6 +190,14 @@ fork_child(void)
     lw_registry_child(forking_tid, (int)syscall(SYS_gettid));
 }
 
+void
+lw_fork_settle_child(int forking)
+{
+    if (forking != (int)getpid()) {
+        fork_child();
+    }
+}
+
 int
 lw_watchdog_start(void)
 {
@@ -184,12 +205,13 @@ lw_watchdog_start(void)
     sigset_t all, old;
     pthread_condattr_t attr;
 
+    lw_fork_settle();
     pthread_mutex_lock(&state_lock);
     if (running) {
         goto done;
     }
     if (!atfork_done) {
-        err = pthread_atfork(fork_prepare, lw_registry_parent, fork_child);
+        err = pthread_atfork(fork_prepare, fork_parent, fork_child);
         if (err != 0) {
             goto done;
         }
@@ -217,6 +239,7 @@ done:
 static void
 wake_by(uint64_t when)
 {
+    lw_fork_settle();
     pthread_mutex_lock(&sleep_lock);
     uint64_t at = atomic_load(&planned);
     if (at == 0 || at > when) {

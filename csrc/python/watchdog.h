@@ -62,8 +62,7 @@ typedef struct lw_watch {
     const void *ready; /* the same: uvloop's queue of callbacks; NULL: not found */
     _Atomic uint64_t libuv_before; /* its clock when the poll began, in ms */
     _Atomic int stands; /* uvloop: no run goes on */
-    _Atomic int queued;   /* uvloop: callbacks that were ready as this iteration began; 0: none, or unknown */
-    _Atomic size_t taken; /* and how many had been taken from that queue before */
+    _Atomic size_t taken; /* uvloop: how many had ever been taken from its queue as this iteration began */
 } lw_watch;
 
 int lw_watchdog_start(void);             /* idempotent; -1 and errno */
@@ -73,6 +72,21 @@ void lw_watchdog_remove(lw_watch *w);
 void lw_watchdog_hurry(uint64_t threshold); /* a scope with that threshold was opened */
 void lw_account_gap(lw_watch *w, uint64_t now); /* w locked: has the process been stopped until just now? */
 int lw_watchdog_after_fork(void);
+
+/* The handlers of a forked child run in the order in which they were registered, so another library's may run Python
+ * code, and with it ours, before our locks were made anew (uvloop's does, for a subprocess).  Whoever takes one of them
+ * comes through here first. */
+extern _Atomic int lw_forking_pid; /* the process that forks just now; 0: none does */
+void lw_fork_settle_child(int forking);
+static inline void
+lw_fork_settle(void)
+{
+    int forking = atomic_load_explicit(&lw_forking_pid, memory_order_relaxed);
+    if (forking != 0) {
+        lw_fork_settle_child(forking);
+    }
+}
+
 int lw_watchdog_tid(void);              /* its native id, 0 while it does not run */
 void lw_watchdog_hang(uint64_t after_ns, int fd);
 void lw_watchdog_stress(uintptr_t tstate, int tid, uint64_t interval);

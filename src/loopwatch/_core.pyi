@@ -23,14 +23,15 @@ class RawSegment(TypedDict):
     task: str | None  # name of the asyncio task that ran
     callback: str | None  # what the loop called: coroutine or function, qualified
     callback_is_c: bool  # it is a C function that the loop called by itself
-    callback_index: int | None  # which of the iteration's callbacks it was, from 0
-    callback_total: int | None  # how many callbacks the iteration ran; uvloop: at least
+    callback_index: int | None  # which of the total it was, from 0; None of a known total: one for I/O or a timer
+    callback_total: int | None  # how many callbacks the iteration ran; uvloop: without those for I/O and timers
     callback_framed: bool  # its frames tell it from the next one: the loop has a frame of its own
     request: int  # number of the request it, or the GIL's holder, worked for; 0 unknown
     marks: list[tuple[int, int]]  # of each frame: co_flags; 1 another call than in the segment before, 2 called from C
     advances: int  # samples of it before which the thread may have run since the sample before
     shifts: int  # samples of it in which the innermost frame was at another instruction than before
     slack_ns: int  # between its first sample and the one before, or the block's begin
+    steady_ns: int  # between its first sample and its last
 
 class RawBlock(TypedDict):
     start_ns: int  # CLOCK_MONOTONIC
@@ -53,6 +54,7 @@ class Scope:
     """A stretch of watching on one Watch.  close() is idempotent."""
 
     closed: bool
+    def cut(self) -> None: ...  # what the loop is busy with now is taken for ended; from any thread
     def take(self) -> list[RawBlock]: ...
     def close(self) -> list[RawBlock]: ...
 
@@ -134,6 +136,7 @@ def asyncgens_begin() -> AsyncgenHook: ...  # of this thread
 def asyncgens_end(hook: AsyncgenHook) -> None: ...
 def asyncgens_since(serial: int) -> list[tuple[Any, Origin, int]]: ...  # generator, where begun, 1: finalised
 def asyncgens_dropped(serial: int) -> tuple[list[tuple[Origin, str, str, int]], int]: ...  # ..., how many more
+def loop_ready(loop: Any) -> Any: ...  # its own queue of callbacks; None: unknown
 def loop_timers(loop: Any) -> list[Any] | None: ...  # handles, some may be cancelled; None: unknown
 def timers_begin(loop: Any, names: tuple[str, ...], passing: tuple[Any, ...]) -> Timers: ...
 

@@ -70,7 +70,7 @@ def parse(text: str) -> dict[str, Any] | None:
         raise ValueError(f"it begins with {words[0]!r}; write {VARIABLE}=monitor, and settings behind commas")
     settings: dict[str, Any] = {}
     for word in words[1:]:
-        name, equals, value = word.partition("=")
+        name, equals, value = (part.strip() for part in word.partition("="))
         if name not in _SETTINGS:
             close = difflib.get_close_matches(name, _SETTINGS, 1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_SETTINGS)}"

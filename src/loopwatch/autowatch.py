@@ -76,6 +76,12 @@ class AutoWatch:
         except Exception as error:
             self._failed(loop, error)
 
+    def cut(self) -> None:
+        """Report what loops are busy with now as if it ended: the process is about to end."""
+        for _, scope in list(self._open.values()):
+            with contextlib.suppress(Exception):
+                scope.cut()
+
     def loop_unseen(self, reason: str) -> None:
         """Some loops will not be told of."""
         self._on_failure(reason)

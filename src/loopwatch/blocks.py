@@ -39,7 +39,7 @@ def block_from_raw(
     held = [part for part in segments if part.cause is cause is Cause.GIL]
     holder = _heaviest_stack(held, lambda part: part.holder_stack or ())
     first = main or max(segments, key=lambda part: part.duration, default=None)
-    callbacks, heaviest, scattered = _callbacks(segments)
+    callbacks, heaviest, scattered = _callbacks(raw["segments"], segments)
     return EventLoopBlock(
         block_id=block_id,
         duration=raw["duration_ns"] / _SECOND,
@@ -74,13 +74,19 @@ def thread_name(native_id: int | None, ident: int | None = None, comm: str | Non
     for thread in threading.enumerate():
         if (native_id and thread.native_id == native_id) or (ident and thread.ident == ident):
             return thread.name
-    if comm:
+    comm = comm or _kernels_name(f"/proc/self/task/{native_id}/comm" if native_id else None)
+    if comm and comm != _kernels_name("/proc/self/comm"):  # which every thread begins with: nobody named this one
         return comm
-    if native_id:
-        with contextlib.suppress(OSError), open(f"/proc/self/task/{native_id}/comm", errors="replace") as file:
-            return file.read().rstrip("\n")
     known = native_id or ident
     return f"thread-{known}" if known else None
+
+
+def _kernels_name(path: str | None) -> str | None:
+    with contextlib.suppress(OSError):
+        if path is not None:
+            with open(path, errors="replace") as file:
+                return file.read().rstrip("\n")
+    return None
 
 
 def _request(main: Segment | None, segments: Sequence[Segment]) -> RequestInfo | None:
@@ -97,6 +103,9 @@ def _segment(raw: "RawSegment", caller: CallerContext | None) -> Segment:
         holder = thread_name(raw["holder_id"], comm=raw["holder_comm"])
     holder_frames = raw["holder_frames"]
     frames = _frames(raw["frames"])
+    callback = callback_name(raw["callback"], frames)
+    if callback is None and raw["task"] is None and raw["callback_total"] is not None and not raw["callback_framed"]:
+        callback = _called_by_loop(frames)  # uvloop's
     try:
         cause = Cause(raw["cause"])
     except ValueError:
@@ -110,7 +119,7 @@ def _segment(raw: "RawSegment", caller: CallerContext | None) -> Segment:
         holder_thread_id=raw["holder_id"],
         holder_stack=None if holder_frames is None else _frames(holder_frames),
         task=raw["task"],
-        callback=raw["callback"],
+        callback=callback,
         callback_index=raw["callback_index"],
         callback_total=raw["callback_total"],
         samples=raw["samples"],
@@ -163,31 +172,48 @@ def _main_cause(segments: Sequence[Segment]) -> Cause:
     return max(totals, key=lambda cause: totals[cause], default=Cause.UNKNOWN)
 
 
-def _callbacks(segments: Sequence[Segment]) -> tuple[int | None, tuple[str, float] | None, bool]:
-    """How many callbacks the iteration ran, the heaviest with its seconds, and whether none took over half of it."""
+def _callbacks(
+    raw: "Sequence[RawSegment]", segments: Sequence[Segment]
+) -> tuple[int | None, tuple[str, float] | None, bool]:
+    """How many callbacks the iteration ran, the heaviest with its seconds, and whether none took over half of it.
+
+    uvloop's callbacks for I/O and timers are not counted: where they took most of it, nothing is known.
+    """
     total = max((part.callback_total for part in segments if part.callback_total is not None), default=None)
+    covered = sum(part.duration for part in segments)
+    uncounted = (part.duration for part in segments if part.callback_index is None and part.callback_total is not None)
+    if sum(uncounted) > covered / 2:
+        return None, None, False
     shares: dict[int, float] = {}
     names: dict[int, str] = {}
     before = -1
-    for part in segments:
-        if part.callback_index is not None:
-            # Callbacks that ran between two samples share the time between them: they were all short.
-            passed = max(part.callback_index - before, 1)
-            before = part.callback_index
-            shares[part.callback_index] = shares.get(part.callback_index, 0.0) + part.duration / passed
-            name = part.task or part.callback or _called_by_loop(part) or f"callback {part.callback_index}"
-            names.setdefault(part.callback_index, name)
+    for sampled, part in zip(raw, segments, strict=True):
+        index = part.callback_index
+        if index is not None:
+            # Those that ran between two samples share the time between them: they were all short.  From its first
+            # sample to its last it was this one.
+            own = min(sampled["steady_ns"] / _SECOND, part.duration)
+            shares[index] = shares.get(index, 0.0) + own + (part.duration - own) / max(index - before, 1)
+            before = index
+            names.setdefault(index, part.task or part.callback or f"callback {index}")
     if not shares:
         return total, None, False
     worst = max(shares, key=lambda index: shares[index])
-    covered = sum(part.duration for part in segments)
     scattered = len(shares) > 1 and shares[worst] <= covered / 2
     return total if total is not None else len(shares), (names[worst], shares[worst]), scattered
 
 
-def _called_by_loop(segment: Segment) -> str | None:
-    """The function a loop of C code called, which has no frame that tells the callback."""
-    return next((frame.name for frame in below_loop(segment.stack) if not is_runner(frame.filename)), None)
+def callback_name(callback: str | None, frames: tuple[Frame, ...]) -> str | None:
+    """The name of what the loop called; uvloop.run() wraps the coroutine that it is given: then that one's."""
+    return callback if callback != "run.<locals>.wrapper" else _called_by_loop(frames) or callback
+
+
+def _called_by_loop(frames: tuple[Frame, ...]) -> str | None:
+    """The function of the program that a loop of C code called; None where it called C code, or nobody knows."""
+    called = below_loop(frames)
+    if len(called) == len(frames):
+        return None
+    return next((frame.qualname for frame in called if not is_runner(frame.filename)), None)
 
 
 def _captured_reason(raw: "RawBlock") -> str | None:

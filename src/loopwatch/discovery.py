@@ -16,9 +16,11 @@ import gc
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
+from loopwatch import _core
 from loopwatch.discovery_trio import TrioHook
 from loopwatch.loops import running_loop
 
@@ -89,7 +91,7 @@ class _Hooks:
         def run_forever(loop: Any) -> Any:
             ident = threading.get_ident()
             if self.listeners and not loop.is_running() and not loop.is_closed():
-                loop.call_soon(self._begun, ident, loop)
+                _before_all(loop, loop.call_soon(self._begun, ident, loop))
             try:
                 return original(loop)
             finally:
@@ -130,6 +132,13 @@ class _Hooks:
         for listener in list(self.listeners):
             with contextlib.suppress(Exception):
                 listener.loop_unseen(reason)
+
+
+def _before_all(loop: Any, handle: Any) -> None:
+    """Have the callback that was scheduled last run first: a loop is watched from its first step on."""
+    queue = _core.loop_ready(loop)
+    if isinstance(queue, deque) and queue and queue[-1] is handle:
+        queue.rotate(1)
 
 
 _hooks = _Hooks()

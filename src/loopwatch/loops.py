@@ -73,6 +73,10 @@ class LoopScope:
         """Whether it was opened before this process was forked off: what it found belongs to the parent."""
         return self._pid != os.getpid()
 
+    def cut(self) -> None:
+        """Take what the loop is busy with now for ended; the rest of it is another span.  From any thread."""
+        self._scope.cut()
+
     def close(self) -> "list[RawBlock]":
         blocks = self._scope.close()  # builds and reports blocks: no other loop may have to wait for that
         _release(self._entry)

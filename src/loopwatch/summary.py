@@ -98,6 +98,7 @@ class Summary:
         """Forget everything, and start the clock anew."""
         self._lock = threading.RLock()
         self._order = itertools.count()
+        self._ids = itertools.count(1)
         self._blocks: list[tuple[float, int, EventLoopBlock]] = []
         self._stalls: list[tuple[float, int, EventLoopBlock]] = []
         self._groups: dict[Place | None, Group] = {}
@@ -142,8 +143,7 @@ class Summary:
 
     def next_id(self) -> int:
         """The number for the next block."""
-        with self._lock:
-            return self.count + self.stall_count + self.excluded + 1
+        return next(self._ids)
 
     def _keep(self, heap: list[tuple[float, int, EventLoopBlock]], block: EventLoopBlock) -> None:
         entry = (block.duration, next(self._order), block)

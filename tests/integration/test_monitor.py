@@ -90,7 +90,7 @@ def test_the_environment_starts_none(value: str, tmp_path: Path) -> None:
     [
         ("monitor,intervall=5", "no such setting: 'intervall'; did you mean interval?"),
         ("monitor,interval=fast", "interval=fast: could not convert string to float"),
-        ("monitor,interval=0", "interval must be a number of seconds above 0; got 0.0"),
+        ("monitor,interval=0", "interval must be a finite number of seconds above 0; got 0.0"),
         ("moniter", "it begins with 'moniter'; write LOOPWATCH=monitor"),
         ("monitor,interval", "interval has no value; write interval=..."),
         ("monitor,stderr=perhaps", "stderr=perhaps: must be on or off"),

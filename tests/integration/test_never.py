@@ -474,3 +474,48 @@ def test_fail_on_block_changes_only_an_exit_code_of_zero(code: str, expected: in
     options = ["--quiet", "--fail-on-block", "--threshold", "0.05"]
     done = subprocess.run([sys.executable, "-m", "loopwatch", "run", *options, str(script)], timeout=60, check=False)
     assert done.returncode == expected
+
+
+def test_what_the_program_put_on_a_uvloop_is_called_and_comes_back(tmp_path: Path) -> None:
+    program = tmp_path / "wraps.py"
+    program.write_text(
+        "import asyncio, uvloop\n"
+        "from unittest import mock\n"
+        "loop = uvloop.new_event_loop()\n"
+        "with mock.patch.object(loop, 'close') as closed:\n"
+        "    loop.run_until_complete(asyncio.sleep(0))\n"
+        "    loop.close()\n"
+        "    print(closed.call_count, loop.is_closed())\n"
+        "loop.close()\n"
+        "loop = uvloop.new_event_loop()\n"
+        "close, run = loop.close, loop.run_forever\n"
+        "loop.close = lambda: (print('mine'), close())\n"
+        "loop.run_forever = lambda: (print('runs'), run())\n"
+        "for _ in range(2):\n"
+        "    loop.run_until_complete(asyncio.sleep(0))\n"
+        "    print(sorted(vars(loop)))\n"
+        "loop.close()\n"
+        "print(loop.is_closed(), sorted(vars(loop)))\n"
+    )
+    bare, watched = (
+        subprocess.run([sys.executable, *how, str(program)], capture_output=True, text=True, timeout=60, check=True)
+        for how in ((), ("-m", "loopwatch", "run"))
+    )
+    assert watched.stdout == bare.stdout
+
+
+def test_uvloop_starts_a_process_out_of_a_watched_program(tmp_path: Path) -> None:
+    """In the child uvloop runs Python's hooks before our own handler of the fork made our locks anew."""
+    program = tmp_path / "starts.py"
+    program.write_text(
+        "import asyncio, uvloop\n"
+        "async def main():\n"
+        "    for _ in range(5):\n"
+        "        process = await asyncio.create_subprocess_exec('true')\n"
+        "        print(await process.wait())\n"
+        "uvloop.run(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "loopwatch", "run", str(program)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n" * 5), done.stderr

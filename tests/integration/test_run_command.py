@@ -103,6 +103,57 @@ def test_a_program_that_ends_by_os_exit_is_reported(tmp_path: Path, status: int)
     assert json.loads((tmp_path / "out.json").read_text())["block_count"] == 1
 
 
+ENDS = {
+    "os._exit": "asyncio.run(blocked(lambda: os._exit(0)))",
+    "the main thread": (
+        "threading.Thread(target=lambda: asyncio.run(blocked(lambda: None, 60)), daemon=True).start()\n"
+        "begun.wait()\n"
+        "time.sleep(0.15)"
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_block_that_goes_on_when_the_program_ends_counts(tmp_path: Path, how: str) -> None:
+    source = """
+        import asyncio, os, threading, time
+        begun = threading.Event()
+        async def blocked(end, seconds=0.15):
+            await asyncio.sleep(0.01)
+            begun.set()
+            time.sleep(seconds)  # here
+            end()
+        """
+    write(tmp_path / "app.py", textwrap.dedent(source) + ENDS[how])
+    done = loopwatch_run("--threshold", 0.05, "--json", "out.json", "--fail-on-block", "app.py", cwd=tmp_path)
+    (block,) = json.loads((tmp_path / "out.json").read_text())["blocks"]
+    assert done.returncode == 86, done.stderr
+    assert 0.1 < block["duration"] < 5 and block["culprit"]["name"] == "blocked" and block["cause"] == "syscall"
+    assert block["thread"]["name"] == ("MainThread" if how == "os._exit" else "Thread-1 (<lambda>)")
+
+
+def test_blocks_of_several_loops_have_numbers_of_their_own(tmp_path: Path) -> None:
+    source = """
+        import asyncio, threading, time
+        together = threading.Barrier(6)
+        async def main():
+            for _ in range(4):
+                together.wait()
+                time.sleep(0.06)
+                await asyncio.sleep(0)
+        threads = [threading.Thread(target=lambda: asyncio.run(main())) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        """
+    write(tmp_path / "app.py", source)
+    loopwatch_run("--threshold", 0.05, "--quiet", "--json", "out.json", "app.py", cwd=tmp_path)
+    found = json.loads((tmp_path / "out.json").read_text())
+    numbers = [entry["block_id"] for entry in found["blocks"] + found["stalls"]]
+    assert len(numbers) >= 20 and len(set(numbers)) == len(numbers)
+
+
 def test_a_forked_child_does_not_answer_for_what_its_parent_started_afresh(tmp_path: Path) -> None:
     write(
         tmp_path / "app.py",

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -106,6 +107,33 @@ def test_a_plain_callback_of_uvloop_has_no_task() -> None:
 
     with asyncio.Runner(loop_factory=uvloops) as runner:
         runner.run(main())
+
+
+def test_what_uvloop_calls_has_the_name_of_its_function() -> None:
+    class Reader(asyncio.Protocol):
+        def data_received(self, data: bytes) -> None:
+            time.sleep(0.1)
+
+    def soon() -> None:
+        time.sleep(0.1)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        transport, _ = await loop.create_connection(Reader, sock=ours)
+        async with watch() as guard:
+            theirs.send(b"x")
+            await asyncio.sleep(0.02)
+            loop.call_soon(soon)
+            await asyncio.sleep(0.02)
+            time.sleep(0.1)
+            await asyncio.sleep(0)
+        transport.close()
+        theirs.close()
+        found = {block.callback for block in guard.blocks + guard.stalls}
+        assert found == {Reader.data_received.__qualname__, soon.__qualname__, main.__qualname__}
+
+    pytest.importorskip("uvloop").run(main())
 
 
 def test_tasks_of_uvloops_in_several_threads_are_not_mixed_up() -> None:

@@ -8,6 +8,7 @@ apart by the guard and are not in its ``blocks``.
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from typing import Any
@@ -152,6 +153,46 @@ def test_many_small_callbacks_in_one_iteration_are_one_event_that_says_so(factor
     indexes = [part.callback_index for part in block.segments if part.callback_index is not None]
     assert indexes == sorted(indexes) and 0.8 * count < indexes[-1] < block.callbacks
     assert {part.callback_total for part in block.segments} - {None} == {block.callbacks}  # None: moved while read
+
+
+@pytest.mark.parametrize("factory", [asyncio.SelectorEventLoop, uvloop.new_event_loop])
+def test_tasks_that_wake_together_are_many_callbacks(factory: Any) -> None:
+    async def sleeper() -> None:
+        await asyncio.sleep(0.02)
+        spin(0.01)
+
+    async def main() -> list[Any]:
+        async with guarded() as guard:
+            await asyncio.gather(*(sleeper() for _ in range(10)))
+        return guard.blocks
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        (block,) = runner.run(main())
+    assert block.callbacks == pytest.approx(10, abs=1) and block.scattered
+    assert block.heaviest is not None and "Task-" in block.heaviest[0]
+
+
+def test_what_uvloop_does_not_count_is_not_blamed_on_what_it_does() -> None:
+    async def main() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+
+        def arrived() -> None:
+            ours.recv(1)
+            spin(0.1)
+            loop.call_soon(spin, 0.01)
+
+        with ours, theirs:
+            loop.add_reader(ours, arrived)
+            async with guarded() as guard:
+                theirs.send(b"x")
+                await asyncio.sleep(0.2)
+            loop.remove_reader(ours)
+        return guard.blocks
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        (block,) = runner.run(main())
+    assert (block.callbacks, block.heaviest, block.scattered) == (None, None, False)
 
 
 def test_waiting_for_nothing_is_not_a_block() -> None:

@@ -85,6 +85,7 @@ class Raw:
             "callback_index": None,
             "callback_total": None,
             "callback_framed": True,
+            "steady_ns": 0,
         }
         assert not more.keys() - segment.keys()
         return segment | more

@@ -100,6 +100,23 @@ def test_many_callbacks_are_told_from_one(raw: Any) -> None:
     assert "Callbacks: 812 in one iteration, heaviest 'x' (0.015s)" in str(block)
 
 
+def test_what_was_sampled_for_long_is_not_shared_with_those_before_it(raw: Any) -> None:
+    parts = [
+        raw.segment(ROOT, ms=1000, callback="culprit", callback_index=20, callback_total=22, steady_ns=940_000_000),
+        raw.segment(ROOT, ms=150, callback="bystander", callback_index=21, callback_total=22, steady_ns=140_000_000),
+    ]
+    block = block_from_raw(raw.block(*parts), 1)
+    assert block.heaviest is not None and not block.scattered
+    assert block.heaviest[0] == "culprit" and 0.94 <= block.heaviest[1] < 0.96
+
+
+def test_a_thread_nobody_named_is_not_told_by_the_process_name(raw: Any) -> None:
+    own = Path("/proc/self/comm").read_text(encoding="utf-8").strip()
+    for comm, name in ((own, "thread-999999"), ("worker", "worker")):
+        part = raw.segment(ROOT, cause="gil", holder_id=999999, holder_comm=comm, holder_frames=[])
+        assert block_from_raw(raw.block(part, ms=300), 1).segments[0].holder_thread == name
+
+
 def test_one_long_callback_among_many_is_one(raw: Any) -> None:
     parts = [raw.segment(ROOT, ms=10 + 200 * (i == 3), callback_index=i, callback_total=5) for i in range(5)]
     block = block_from_raw(raw.block(*parts), 1)

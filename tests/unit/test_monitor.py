@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -13,9 +14,10 @@ import time
 from typing import Any
 
 import pytest
+import uvloop
 from targets.monitored import LOOPS, cancel, forever, marked_line, quick
 
-from loopwatch import _core
+from loopwatch import _core, no_timer_leaks
 
 if not hasattr(_core, "count_tasks"):
     pytest.skip("needs the C core", allow_module_level=True)
@@ -146,6 +148,47 @@ def test_how_many_callbacks_and_timers_wait(factory: Any) -> None:
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
+
+
+@pytest.mark.parametrize("factory", LOOPS)
+def test_timers_of_whatever_can_be_called_are_counted(factory: Any) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        cache: dict[int, int] = {}
+        other = uvloop.new_event_loop()
+        with Monitor(interval=10, on_alarm=lambda alarm: None) as monitor:
+            sleeps = [asyncio.create_task(asyncio.sleep(60)) for _ in range(4)]
+            await asyncio.sleep(0)
+            for callback in (loop.stop, functools.partial(other.stop), cache.clear, cache.clear, asyncio.Event().set):
+                loop.call_later(60, callback)
+            found = monitor.read().loops[0]
+            assert found.timers == 9
+            counts: dict[str, int] = {}
+            for entry in found.timers_by_callback:
+                name = entry.callback.rpartition(".")[2]
+                counts[name] = counts.get(name, 0) + entry.count
+            assert counts == {"stop": 2, "clear": 2, "set": 1}
+            assert all(entry.place is None or isinstance(entry.place[1], int) for entry in found.timers_by_callback)
+            async with no_timer_leaks(action=lambda leaks: told.extend(leaks)):
+                loop.call_later(60, other.stop)
+        other.close()
+        await cancel(sleeps)
+
+    told: list[Any] = []
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+    assert [leak.name for leak in told] == ["Loop.stop"]
+
+
+@pytest.mark.parametrize("factory", LOOPS)
+def test_the_first_step_of_every_run_is_watched(factory: Any) -> None:
+    async def blocks() -> None:
+        time.sleep(0.25)
+
+    with Monitor(interval=10, on_alarm=lambda alarm: None) as monitor, asyncio.Runner(loop_factory=factory) as runner:
+        for runs in (1, 2):
+            runner.run(blocks())
+            assert sum(entry.count for entry in monitor.read().blocks) == runs
 
 
 def test_one_loop_run_several_times_keeps_its_numbers() -> None:

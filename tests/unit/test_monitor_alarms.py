@@ -20,7 +20,9 @@ from loopwatch import _core
 if not hasattr(_core, "count_tasks"):
     pytest.skip("needs the C core", allow_module_level=True)
 
+from loopwatch import Ignore
 from loopwatch.findings import Cause, EventLoopBlock
+from loopwatch.leaks.suppress import ignores_from
 from loopwatch.monitor import Alarm, Monitor
 from loopwatch.monitor import alarms as alarms_module
 from loopwatch.monitor import lagjudge as lagjudge_module
@@ -148,6 +150,17 @@ def test_a_block_is_an_alarm_at_once_and_once() -> None:
     (alarm,) = alarms
     assert alarm.kind == "lag" and alarm.place is not None and alarm.place[1] == line_of("here: slow")
     assert 0.15 <= alarm.value < 1
+
+
+@pytest.mark.parametrize("ignored", ["busy", "the task", Ignore(qualname="busy"), Ignore(kind="block")])
+def test_a_block_is_ignored_by_what_ran(ignored: Any) -> None:
+    def alarms_with(ignore: Any) -> list[Alarm]:
+        judge = LagJudge(ignores_from(ignore), AlarmBook(0.0))
+        return judge.judge(
+            [EventLoopBlock(1, 0.25, 0.2, 1000.0, None, cause=Cause.GIL, callback="busy", task="the task")]
+        )
+
+    assert alarms_with(()) and not alarms_with(ignored)
 
 
 def test_a_hang_is_told_while_it_lasts() -> None:

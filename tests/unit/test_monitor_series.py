@@ -123,8 +123,8 @@ GOOD = {
 @pytest.mark.parametrize(
     ("name", "value", "error", "says"),
     [
-        ("interval", 0, ValueError, "interval must be a number of seconds above 0; got 0"),
-        ("interval", "5", TypeError, "interval must be a number of seconds above 0; got '5' of type str"),
+        ("interval", 0, ValueError, "interval must be a finite number of seconds above 0; got 0"),
+        ("interval", "5", TypeError, "interval must be a finite number of seconds above 0; got '5' of type str"),
         ("interval", 0.001, ValueError, "at least 0.01"),
         ("window", 2, ValueError, "window must be a whole number from 3"),
         ("window", 2.5, TypeError, "window must be a whole number"),

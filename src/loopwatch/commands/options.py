@@ -159,6 +159,12 @@ def _check_writable(parser: argparse.ArgumentParser, path: str, option: str = "-
         parser.error(f"{option}: {trouble}")
 
 
+def _pattern(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty pattern matches nothing; write one such as '*/app/*'")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="loopwatch run",
@@ -195,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         "--include",
         action="append",
         default=[],
+        type=_pattern,
         metavar="PATTERN",
         help="report only blocks whose file, function or module.function matches this shell pattern, such as "
         "'*/app/*' or 'app.db.*'; may be given several times",
@@ -203,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         "--exclude",
         action="append",
         default=[],
+        type=_pattern,
         metavar="PATTERN",
         help="do not report those that match; wins over --include",
     )

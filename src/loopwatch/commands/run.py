@@ -134,6 +134,7 @@ class Recorder:
         @functools.wraps(original)
         def exit_at_once(status: int) -> NoReturn:
             try:
+                self.watch.cut()
                 if os.getpid() == self.pid:  # forked children end so, too
                     self.finish()
                     if status == 0 and self.options.fail_on_block and self.summary.count > 0:
@@ -159,12 +160,14 @@ class Recorder:
             return False
         with contextlib.suppress(AttributeError):
             threading._shutdown()  # type: ignore[attr-defined]
+        self.watch.cut()
         return self.summary.count > 0
 
     def finish(self) -> None:
         """Print the summary and write the file, once.  In a forked child: its own blocks only, and no file."""
         if self._finished:
             return
+        self.watch.cut()
         self._finished = True
         _core.set_hang_report(0, -1)
         child = os.getpid() != self.pid

@@ -180,12 +180,12 @@ def _pending_callback(loop: Any, handle: Any) -> Callable[..., Any] | None:
 def _leak(loop: Any, handle: Any, callback: Callable[..., Any], origin: "Origin", times: int) -> LeakedTimer:
     creation = creation_of(origin)
     function = plain_function(callback)
-    code = getattr(function, "__code__", None)
+    code = code_of(function)
     inside = {(frame.filename, qualified_name(frame)) for frame in creation or ()}
     own = code is not None and (code.co_filename, code.co_qualname) in inside
     when = getattr(handle, "when", None)
     return LeakedTimer(
-        name=str(getattr(function, "__qualname__", None) or type(function).__qualname__),
+        name=name_of(function),
         creation_stack=creation,
         due=when() - loop.time() if callable(when) else None,
         times=times,
@@ -193,6 +193,18 @@ def _leak(loop: Any, handle: Any, callback: Callable[..., Any], origin: "Origin"
         callback_module=module_of(code.co_filename) if code is not None else None,
         handle_ref=handle,
     )
+
+
+def code_of(function: Any) -> types.CodeType | None:
+    """The code of a function written in Python; of a class, which has a descriptor of that name, none."""
+    code = getattr(function, "__code__", None)
+    return code if isinstance(code, types.CodeType) else None
+
+
+def name_of(function: Any) -> str:
+    """The qualified name of what ``plain_function`` found."""
+    name = getattr(function, "__qualname__", None)
+    return name if isinstance(name, str) and name else type(function).__qualname__
 
 
 def plain_function(callback: Any) -> Any:
@@ -212,7 +224,7 @@ def plain_function(callback: Any) -> Any:
             if inner is None:
                 return callback
             callback = inner
-        elif issubclass(kind, types.BuiltinFunctionType | type):
+        elif issubclass(kind, types.BuiltinFunctionType | type) or kind.__name__ == "cython_function_or_method":
             return callback
         else:
             called = next((vars(base)["__call__"] for base in kind.__mro__ if "__call__" in vars(base)), None)

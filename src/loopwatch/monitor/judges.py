@@ -218,7 +218,7 @@ class TimerJudge:
         if first_match(self._ignores, Subject("timer", labels)) is not None:
             return []
         again = frame is not None and qualified_name(frame) == callback
-        detail = [f"the callback is defined at {place_text(defined)}"]
+        detail = [f"the callback is defined at {place_text(defined)}"] if defined is not None else []
         if again:
             detail.append("each schedules itself again from within its own callback, until somebody cancels it")
         return [

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from loopwatch import _core
-from loopwatch.blocks import thread_name
+from loopwatch.blocks import callback_name, thread_name
 from loopwatch.findings import EventLoopBlock
 from loopwatch.leaks.suppress import Ignore, first_match
 from loopwatch.monitor.alarms import Alarm, AlarmBook
@@ -114,7 +114,7 @@ class HangJudge:
         return [
             Alarm(
                 kind="hang",
-                subject=coroutine or loop.name,
+                subject=callback_name(coroutine, stack) or loop.name,
                 reason=f"a loop has not come back for {busy:.1f} s",
                 value=busy,
                 before=0.0,
@@ -134,7 +134,8 @@ class HangJudge:
 
 def _subject(block: EventLoopBlock) -> Subject:
     labels = {
-        "name": [block.task or block.callback or ""],
+        "name": [name for name in (block.task, block.callback) if name],
+        "qualname": [block.callback] if block.callback else [],
         "stack": [qualified_name(frame) for frame in block.blocking_stack or ()],
     }
     return Subject("block", labels)

@@ -43,7 +43,7 @@ def check_options(
 ) -> MonitorOptions:
     """Raise TypeError or ValueError, with what was expected, for what is wrong."""
     for name, what in (("interval", "seconds"), ("lag", "seconds")):
-        _number(name, numbers[name], f"must be a number of {what} above 0", above=0)
+        _number(name, numbers[name], f"must be a finite number of {what} above 0", above=0)
     for name, what in (("hang", "seconds, or 0 for never"), ("repeat", "seconds"), ("sigma", "standard deviations")):
         _number(name, numbers[name], f"must be a number of {what}, at least 0", least=0)
     _number("memory_growth", numbers["memory_growth"], "must be a fraction above 0, such as 0.5", above=0)

@@ -13,7 +13,7 @@ from typing import Any
 from loopwatch import _core
 from loopwatch.leaks.origins import creation_of
 from loopwatch.leaks.timerhandles import callback_of
-from loopwatch.leaks.timers import passing_functions, plain_function, scheduling_names
+from loopwatch.leaks.timers import code_of, name_of, passing_functions, plain_function, scheduling_names
 from loopwatch.monitor.readings import TimerReading
 
 __all__ = ["TimerBook"]
@@ -30,7 +30,7 @@ class TimerBook:
         self._serial = 0
 
     def count(self) -> tuple[TimerReading, ...]:
-        """By callback, most first; those of asyncio's own functions are tasks that sleep, and left out."""
+        """By callback, most first; those that only wake a task that sleeps, or serve a connection, are left out."""
         handles = _core.loop_timers(self._loop) or []
         stride = -(-len(handles) // _LOOKED_AT) or 1
         counts: Counter[Any] = Counter()
@@ -38,12 +38,13 @@ class TimerBook:
             callback = callback_of(handle)
             if callback is not None:
                 counts[plain_function(callback)] += stride
+        passing = passing_functions()
         found: dict[tuple[str, Any], int] = {}
         for function, count in counts.items():
-            name, code = _name(function), getattr(function, "__code__", None)
-            if str(getattr(function, "__module__", None)).partition(".")[0] == "asyncio" or code is None:
+            if function in passing or _is_internal(function):
                 continue
-            key = name, (code.co_filename, code.co_firstlineno, name)
+            name, code = name_of(function), code_of(function)
+            key = name, None if code is None else (code.co_filename, code.co_firstlineno, name)
             found[key] = found.get(key, 0) + count
         entries = [TimerReading(name, place, count) for (name, place), count in found.items()]
         return tuple(sorted(entries, key=lambda entry: -entry.count))
@@ -66,7 +67,7 @@ class TimerBook:
             return None
         for handle, origin, _ in self._traced.since(self._serial):
             function = callback_of(handle)
-            if function is not None and _name(plain_function(function)) == callback:
+            if function is not None and name_of(plain_function(function)) == callback:
                 return creation_of(origin)
         return None
 
@@ -78,5 +79,8 @@ class TimerBook:
                 traced.end()
 
 
-def _name(function: Any) -> str:
-    return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
+def _is_internal(function: Any) -> bool:
+    """A private function of asyncio or uvloop: they time sleeps, timeouts and handshakes with these."""
+    package = str(getattr(function, "__module__", None)).partition(".")[0]
+    name = name_of(function).rpartition(".")[2]
+    return package in ("asyncio", "_asyncio", "uvloop") and name.startswith(("_", "<lambda>"))
