@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from loopwatch import _core, requests
 from loopwatch.findings import CallerContext, Cause, EventLoopBlock, Segment
 from loopwatch.requests import RequestInfo
-from loopwatch.stacks import Frame, below_loop, frames_from_raw, is_runner, launcher_frames
+from loopwatch.stacks import Frame, below_loop, frames_from_raw, is_runner, launcher_frames, qualified_name
 
 if TYPE_CHECKING:
     from loopwatch._core import RawBlock, RawFrame, RawSegment
@@ -213,7 +213,7 @@ def _called_by_loop(frames: tuple[Frame, ...]) -> str | None:
     called = below_loop(frames)
     if len(called) == len(frames):
         return None
-    return next((frame.qualname for frame in called if not is_runner(frame.filename)), None)
+    return next((qualified_name(frame) for frame in called if not is_runner(frame.filename)), None)
 
 
 def _captured_reason(raw: "RawBlock") -> str | None:
