@@ -24,12 +24,17 @@ PyObject *lw_loop_timers(PyObject *loop); /* new reference to a list or a set of
 
 extern size_t lw_deque_state; /* the offset of a deque's `state`; 0: not known */
 
+static inline size_t
+lw_queue_changes(const void *queue)
+{
+    return *(const volatile size_t *)((const char *)queue + lw_deque_state);
+}
+
 /* How many were taken from QUEUE, counted from some time on. */
 static inline size_t
 lw_queue_taken(const void *queue)
 {
-    size_t changes = *(const volatile size_t *)((const char *)queue + lw_deque_state);
-    return (changes - (size_t)((const volatile PyVarObject *)queue)->ob_size) / 2;
+    return (lw_queue_changes(queue) - (size_t)((const volatile PyVarObject *)queue)->ob_size) / 2;
 }
 
 int lw_loopqueue_init(PyObject *module);

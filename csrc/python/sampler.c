@@ -281,8 +281,11 @@ blame_holder(lw_sampler *s, lw_segment *seg, uintptr_t holder)
 static int
 index_in_queue(const lw_sampler *s)
 {
-    size_t taken = lw_queue_taken(s->ready) - s->taken;
-    return taken < INT_MAX ? (int)taken - 1 : -1; /* read while it changed: unknown */
+    size_t changes = lw_queue_changes(s->ready), taken = lw_queue_taken(s->ready) - s->taken;
+    if (lw_queue_changes(s->ready) != changes || taken >= INT_MAX) {
+        return -1; /* it changed meanwhile: unknown */
+    }
+    return (int)taken - 1;
 }
 
 static lw_segment *

@@ -38,11 +38,11 @@ keep(Scope *scope, PyObject *block)
     }
 }
 
-/* The span, clipped to one scope: its block, or nothing. */
+/* The span, clipped to one scope that was ENTERED then: its block, or nothing. */
 static void
-judge(Watch *self, Scope *scope, uint64_t start, uint64_t end)
+judge(Watch *self, Scope *scope, uint64_t entered, uint64_t start, uint64_t end)
 {
-    uint64_t from = start > scope->entered ? start : scope->entered;
+    uint64_t from = start > entered ? start : entered;
     if (end <= from || end - from < scope->threshold) {
         return;
     }
@@ -57,29 +57,35 @@ judge(Watch *self, Scope *scope, uint64_t start, uint64_t end)
     Py_DECREF(block);
 }
 
-/* Hold the sampler still.  The span ends here (OVER) or goes on behind a scope; the
- * mark of a working loop goes only after a stop was accounted for, by us or the watchdog. */
-static void
+/* Hold the sampler still.  The span that began at START (0: the one that goes on) ends here (OVER) or goes on behind a
+ * scope; the mark of a working loop goes only after a stop was accounted for, by us or the watchdog.  Returns START. */
+static uint64_t
 pin(Watch *self, uint64_t start, uint64_t end, int over)
 {
     lw_watch_lock(&self->w);
     lw_account_gap(&self->w, end);
+    start = start == 0 ? atomic_load(&self->w.busy) : start;
     if (over) {
         atomic_store(&self->w.busy, 0);
     }
-    if (self->w.sampler.span != start) { /* never sampled */
+    if (start != 0 && self->w.sampler.span != start) { /* never sampled */
         lw_sampler_begin(&self->w.sampler, start);
     }
     self->w.pinned++;
     lw_watch_unlock(&self->w);
+    return start;
 }
 
+/* Let it go on; where the loop was forgotten meanwhile, end it. */
 static void
 unpin(Watch *self)
 {
     lw_watch_lock(&self->w);
     self->w.pinned--;
     lw_watch_unlock(&self->w);
+    if (self->w.pinned == 0 && self->w.slot == NULL) {
+        lw_sampler_close(&self->w.sampler);
+    }
 }
 
 void
@@ -88,7 +94,7 @@ lw_span_end(Watch *self, uint64_t start, uint64_t end)
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     Py_INCREF(self);
-    pin(self, start, end, self->w.kind != LW_GENERIC);
+    (void)pin(self, start, end, self->w.kind != LW_GENERIC);
     /* A callback may open or close scopes: walk over a copy. */
     int n = self->nscopes, i = 0;
     Scope **copy = PyMem_Calloc((size_t)(n ? n : 1), sizeof(Scope *));
@@ -99,7 +105,7 @@ lw_span_end(Watch *self, uint64_t start, uint64_t end)
         while (i > 0) { /* the outermost, oldest first */
             Scope *s = copy[--i];
             if (s->watch != NULL) {
-                judge(self, s, start, end);
+                judge(self, s, s->entered, start, end);
             }
             Py_DECREF(s);
         }
@@ -170,42 +176,44 @@ scope_unlink(Scope *self)
     Py_DECREF(watch);
 }
 
-/* The span that goes on, as if it ended NOW for this scope.  From any thread. */
+/* The span that goes on, as if it ended now for this scope; what comes after is another one.  From any thread. */
 static void
-judge_until(Scope *self, uint64_t now)
+judge_so_far(Scope *self)
 {
-    Watch *watch = self->watch;
-    uint64_t busy = atomic_load(&watch->w.busy);
+    Watch *watch = (Watch *)Py_NewRef(self->watch);
+    uint64_t now = lw_now_ns(), entered = self->entered, busy;
+    if (watch->w.kind == LW_GENERIC) {
+        lw_watch_drain(watch);
+    }
+    self->entered = now; /* before anything is told of: meanwhile the span may end */
+    busy = atomic_load(&watch->w.busy);
     if (watch->attached && busy != 0 && busy < now && now - busy >= self->threshold) {
-        pin(watch, busy, now, 0);
-        judge(watch, self, busy, now);
+        busy = pin(watch, 0, now, 0);
+        if (busy != 0 && busy < now) {
+            judge(watch, self, entered, busy, now);
+        }
         unpin(watch);
     }
+    Py_DECREF(watch);
 }
 
 static void
 scope_shut(Scope *self)
 {
-    Watch *watch = self->watch;
-    if (watch == NULL) {
-        return;
+    if (self->watch != NULL) {
+        judge_so_far(self);
     }
-    uint64_t now = lw_now_ns();
-    if (watch->w.kind == LW_GENERIC) {
-        lw_watch_drain(watch);
+    if (self->watch != NULL) { /* whoever was told of a block may have closed it */
+        scope_unlink(self);
     }
-    judge_until(self, now);
-    scope_unlink(self);
 }
 
 static PyObject *
 scope_cut(Scope *self, PyObject *Py_UNUSED(unused))
 {
-    uint64_t now = lw_now_ns();
     Py_INCREF(self);
     if (self->watch != NULL) {
-        judge_until(self, now);
-        self->entered = now;
+        judge_so_far(self);
     }
     Py_DECREF(self);
     Py_RETURN_NONE;

@@ -1,9 +1,39 @@
 /* uvrun.c: see uvrun.h. */
 #include "uvrun.h"
 
-/* The list that stands for the attributes: ours, then what the instance had there before them, or None. */
-enum { CLOSE, RUN, CLOSE_BEFORE, RUN_BEFORE };
+/* The list that stands for the attributes: ours, what the instance had there before them, or None, and whether a call of
+ * ours goes on, as True or None. */
+enum { CLOSE, RUN, CLOSE_BEFORE, RUN_BEFORE, CLOSING, RUNNING, SIZE };
 static const char *const names[] = {"close", "run_forever"};
+
+/* New reference to the list, or NULL once the probe is gone. */
+static PyObject *
+attributes_of(const Watch *watch)
+{
+    return watch->uv == NULL || watch->probe == NULL ? NULL : Py_NewRef(PyTuple_GET_ITEM(watch->probe, 0));
+}
+
+/* Call what the program had put there.  Where it had nothing, or comes back to us from there, the class' own method. */
+static PyObject *
+call_theirs(PyObject *loop, PyObject *attributes, int which)
+{
+    PyObject *theirs = NULL, *result;
+    if (attributes != NULL && PyList_GET_ITEM(attributes, CLOSING + which) == Py_None) {
+        theirs = PyList_GET_ITEM(attributes, CLOSE_BEFORE + which);
+    }
+    if (theirs == NULL || theirs == Py_None) {
+        PyObject *method = PyObject_GetAttrString((PyObject *)Py_TYPE(loop), names[which]);
+        result = method ? PyObject_CallOneArg(method, loop) : NULL;
+        Py_XDECREF(method);
+        return result;
+    }
+    Py_INCREF(theirs);
+    (void)PyList_SetItem(attributes, CLOSING + which, Py_NewRef(Py_True));
+    result = PyObject_CallNoArgs(theirs);
+    (void)PyList_SetItem(attributes, CLOSING + which, Py_NewRef(Py_None));
+    Py_DECREF(theirs);
+    return result;
+}
 
 static PyObject *
 close_loop(PyObject *self, PyObject *Py_UNUSED(unused))
@@ -12,9 +42,16 @@ close_loop(PyObject *self, PyObject *Py_UNUSED(unused))
     if (watch == NULL) {
         return NULL;
     }
-    PyObject *loop = Py_NewRef(watch->loop), *result;
-    lw_probe_uv_detach(watch);
-    result = PyObject_CallMethod(loop, "close", NULL);
+    PyObject *loop = Py_NewRef(watch->loop), *attributes = attributes_of(watch), *theirs = NULL, *result;
+    if (attributes != NULL) {
+        theirs = Py_NewRef(PyList_GET_ITEM(attributes, CLOSE_BEFORE));
+    }
+    lw_probe_uv_detach(watch); /* which puts theirs back */
+    if (attributes != NULL) {
+        (void)PyList_SetItem(attributes, CLOSE_BEFORE, theirs);
+    }
+    result = call_theirs(loop, attributes, CLOSE);
+    Py_XDECREF(attributes);
     Py_DECREF(loop);
     return result;
 }
@@ -26,24 +63,20 @@ run_loop(PyObject *self, PyObject *Py_UNUSED(unused))
     if (watch == NULL) {
         return NULL;
     }
-    PyObject *loop = Py_NewRef(watch->loop), *result = NULL, *parts = watch->probe;
-    PyObject *theirs = parts ? PyList_GET_ITEM(PyTuple_GET_ITEM(parts, 0), RUN_BEFORE) : Py_None;
-    PyObject *method =
-        theirs != Py_None ? Py_NewRef(theirs) : PyObject_GetAttrString((PyObject *)Py_TYPE(loop), names[RUN]);
-    PyObject *running = method ? PyObject_CallMethod(loop, "is_running", NULL) : NULL;
-    int begins = running == Py_False;
+    PyObject *loop = Py_NewRef(watch->loop), *attributes = attributes_of(watch), *result = NULL;
+    PyObject *running = PyObject_CallMethod(loop, "is_running", NULL);
+    int again = attributes != NULL && PyList_GET_ITEM(attributes, RUNNING) != Py_None;
+    int begins = running == Py_False && !again;
     Py_INCREF(watch);
     if (begins) {
         lw_probe_uv_begin_run(watch);
     }
-    if (running != NULL) {
-        result = theirs != Py_None ? PyObject_CallNoArgs(method) : PyObject_CallOneArg(method, loop);
-    }
+    result = running ? call_theirs(loop, attributes, RUN) : NULL;
     if (begins) {
         lw_probe_uv_end_run(watch);
     }
     Py_XDECREF(running);
-    Py_XDECREF(method);
+    Py_XDECREF(attributes);
     Py_DECREF(loop);
     Py_DECREF(watch);
     return result;
@@ -64,9 +97,12 @@ lw_uvrun_new(Watch *watch)
     PyObject *capsule = PyCapsule_New(Py_NewRef(watch), "loopwatch.watch", drop_watch);
     PyObject *closer = capsule ? PyCFunction_New(&close_def, capsule) : NULL;
     PyObject *runner = capsule ? PyCFunction_New(&run_def, capsule) : NULL;
-    PyObject *attributes = closer && runner ? Py_BuildValue("[OOOO]", closer, runner, Py_None, Py_None) : NULL;
+    PyObject *attributes = closer && runner ? PyList_New(SIZE) : NULL;
     if (capsule == NULL) {
         Py_DECREF(watch);
+    }
+    for (int i = 0; attributes != NULL && i < SIZE; i++) {
+        PyList_SET_ITEM(attributes, i, Py_NewRef(i == CLOSE ? closer : i == RUN ? runner : Py_None));
     }
     Py_XDECREF(runner);
     Py_XDECREF(closer);

@@ -254,6 +254,7 @@ wake_by(uint64_t when)
 void
 lw_watchdog_stop(void)
 {
+    lw_fork_settle();
     pthread_mutex_lock(&state_lock);
     if (running) {
         atomic_store(&stopping, 1);
@@ -276,7 +277,9 @@ void
 lw_watchdog_remove(lw_watch *w)
 {
     lw_registry_remove(w);
-    lw_sampler_close(&w->sampler);
+    if (w->pinned == 0) { /* else whoever reads its samples closes it */
+        lw_sampler_close(&w->sampler);
+    }
 }
 
 void
@@ -291,6 +294,7 @@ lw_watchdog_hurry(uint64_t threshold)
 int
 lw_watchdog_after_fork(void)
 {
+    lw_fork_settle();
     lw_mem_init();
     if (lw_registry_count() == 0) {
         return 0;

@@ -23,7 +23,7 @@ class RawSegment(TypedDict):
     task: str | None  # name of the asyncio task that ran
     callback: str | None  # what the loop called: coroutine or function, qualified
     callback_is_c: bool  # it is a C function that the loop called by itself
-    callback_index: int | None  # which of the total it was, from 0; None of a known total: one for I/O or a timer
+    callback_index: int | None  # which of the total it was, from 0; None of a known total: for I/O, or a timer
     callback_total: int | None  # how many callbacks the iteration ran; uvloop: without those for I/O and timers
     callback_framed: bool  # its frames tell it from the next one: the loop has a frame of its own
     request: int  # number of the request it, or the GIL's holder, worked for; 0 unknown

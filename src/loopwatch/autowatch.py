@@ -4,6 +4,7 @@ Nothing here may raise into the program: a loop that cannot be watched is report
 """
 
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -36,6 +37,7 @@ class AutoWatch:
         self._on_loop = on_loop
         self._on_failure = on_failure
         self._open: dict[int, tuple[Any, Any]] = {}
+        self._cut_in = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def install(self, *, own: bool = False) -> None:
@@ -77,7 +79,10 @@ class AutoWatch:
             self._failed(loop, error)
 
     def cut(self) -> None:
-        """Report what loops are busy with now as if it ended: the process is about to end."""
+        """Report what loops are busy with now as if it ended, once: the process is about to end."""
+        if self._cut_in == os.getpid():
+            return
+        self._cut_in = os.getpid()
         for _, scope in list(self._open.values()):
             with contextlib.suppress(Exception):
                 scope.cut()

@@ -135,10 +135,14 @@ class _Hooks:
 
 
 def _before_all(loop: Any, handle: Any) -> None:
-    """Have the callback that was scheduled last run first: a loop is watched from its first step on."""
+    """Have the callback that was scheduled last run first: a loop is watched from its first step on.
+
+    Out and in again, as both are counted (``loopqueue.h``), and turning a queue is not: a watch that outlives the run
+    takes them for two callbacks of the first iteration.
+    """
     queue = _core.loop_ready(loop)
     if isinstance(queue, deque) and queue and queue[-1] is handle:
-        queue.rotate(1)
+        queue.appendleft(queue.pop())
 
 
 _hooks = _Hooks()

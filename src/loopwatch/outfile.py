@@ -14,9 +14,7 @@ def why_not_writable(path: str, *, append: bool = False) -> str | None:
     """
     if os.path.isdir(path):
         return f"{path} is a folder: name a file in it"
-    if is_special(path):
-        return None
-    if append and os.path.exists(path):
+    if is_special(path) or (append and os.path.exists(path)):
         if os.access(path, os.W_OK, effective_ids=True):
             return None
         return f"this user cannot write the file {path}: name another, or permit it"

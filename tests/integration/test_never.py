@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -504,6 +505,46 @@ def test_what_the_program_put_on_a_uvloop_is_called_and_comes_back(tmp_path: Pat
     assert watched.stdout == bare.stdout
 
 
+@pytest.mark.parametrize("name", ["close", "run_forever"])
+def test_a_wrapper_around_what_stands_on_a_uvloop_ends(name: str) -> None:
+    """The program takes hold of our attribute while it stands, and calls it from its own."""
+    uvloop = pytest.importorskip("uvloop")
+    loop = uvloop.new_event_loop()
+    called: list[str] = []
+
+    async def begins() -> tuple[Any, Any]:
+        watch = _core.Watch(loop, "uv")
+        return watch, watch.open_scope(50_000_000, 5_000_000)
+
+    held = list(loop.run_until_complete(begins()))
+    inner = getattr(loop, name)
+    setattr(loop, name, lambda: (called.append(name), inner()))
+    for _ in range(3):
+        loop.run_until_complete(asyncio.sleep(0))
+    held.pop().close()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert loop.is_closed()
+    assert called == [name] * (4 if name == "run_forever" else 1)
+
+
+def test_a_mock_of_a_uvloop_that_outlives_the_watch() -> None:
+    uvloop = pytest.importorskip("uvloop")
+    loop = uvloop.new_event_loop()
+
+    async def begins() -> tuple[Any, Any]:
+        watch = _core.Watch(loop, "uv")
+        return watch, watch.open_scope(50_000_000, 5_000_000)
+
+    held = list(loop.run_until_complete(begins()))
+    with mock.patch.object(loop, "close") as closed:
+        held.pop().close()
+        loop.close()
+        assert closed.called and not loop.is_closed()
+    loop.close()
+    assert loop.is_closed()
+
+
 def test_uvloop_starts_a_process_out_of_a_watched_program(tmp_path: Path) -> None:
     """In the child uvloop runs Python's hooks before our own handler of the fork made our locks anew."""
     program = tmp_path / "starts.py"
@@ -519,3 +560,45 @@ def test_uvloop_starts_a_process_out_of_a_watched_program(tmp_path: Path) -> Non
         [sys.executable, "-m", "loopwatch", "run", str(program)], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (0, "0\n" * 5), done.stderr
+
+
+def test_a_scope_that_is_closed_by_whoever_is_told_of_its_block() -> None:
+    told: list[Any] = []
+
+    async def main(end: str) -> None:
+        watch = _core.Watch(asyncio.get_running_loop(), "selector-epoll")
+
+        def on_block(block: Any) -> None:
+            told.append(block)
+            scope.close()
+
+        scope = watch.open_scope(20_000_000, 2_000_000, on_block)
+        await asyncio.sleep(0)
+        time.sleep(0.05)
+        getattr(scope, end)()
+        assert scope.closed
+
+    for end in ("close", "cut"):
+        asyncio.run(main(end))
+    assert len(told) == 2
+
+
+def test_a_span_that_is_cut_is_told_in_two_parts() -> None:
+    told: list[float] = []
+
+    async def main() -> None:
+        watch = _core.Watch(asyncio.get_running_loop(), "selector-epoll")
+        scope = watch.open_scope(20_000_000, 2_000_000, lambda block: told.append(block["duration_ns"] / 1e9))
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        time.sleep(0.05)
+        scope.cut()
+        time.sleep(0.08)
+        took.append(time.monotonic() - began)
+        await asyncio.sleep(0)
+        scope.close()
+
+    took: list[float] = []
+    asyncio.run(main())
+    assert len(told) == 2 and 0.05 <= told[0] < told[1]
+    assert sum(told) == pytest.approx(took[0], abs=0.01)

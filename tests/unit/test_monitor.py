@@ -156,18 +156,29 @@ def test_timers_of_whatever_can_be_called_are_counted(factory: Any) -> None:
         loop = asyncio.get_running_loop()
         cache: dict[int, int] = {}
         other = uvloop.new_event_loop()
+
+        class Job:
+            pass
+
         with Monitor(interval=10, on_alarm=lambda alarm: None) as monitor:
             sleeps = [asyncio.create_task(asyncio.sleep(60)) for _ in range(4)]
             await asyncio.sleep(0)
-            for callback in (loop.stop, functools.partial(other.stop), cache.clear, cache.clear, asyncio.Event().set):
+            for callback in (
+                loop.stop,
+                functools.partial(other.stop),
+                cache.clear,
+                cache.clear,
+                asyncio.Event().set,
+                Job,
+            ):
                 loop.call_later(60, callback)
             found = monitor.read().loops[0]
-            assert found.timers == 9
+            assert found.timers == 10
             counts: dict[str, int] = {}
             for entry in found.timers_by_callback:
                 name = entry.callback.rpartition(".")[2]
                 counts[name] = counts.get(name, 0) + entry.count
-            assert counts == {"stop": 2, "clear": 2, "set": 1}
+            assert counts == {"stop": 2, "clear": 2, "set": 1, "Job": 1}
             assert all(entry.place is None or isinstance(entry.place[1], int) for entry in found.timers_by_callback)
             async with no_timer_leaks(action=lambda leaks: told.extend(leaks)):
                 loop.call_later(60, other.stop)

@@ -10,12 +10,19 @@ from loopwatch import _core
 __all__ = ["arguments_of", "callback_of", "timers_of"]
 
 
+_A_FEW = 200
+
+
 def timers_of(loop: Any, most: int) -> list[Any]:
-    """The handles of its timers, cancelled ones too, but no more than so many; empty where they are not known."""
+    """The handles of its timers, cancelled ones too, but no more than so many; empty where they are not known.
+
+    Of uvloop's, which are in no order and are slow to look into, all of a few or none.
+    """
     scheduled = getattr(loop, "_scheduled", None)
     if isinstance(scheduled, list):
         return list(itertools.islice(scheduled, most))
-    return (_core.loop_timers(loop) or [])[:most]
+    known = _core.loop_timers(loop) or []
+    return known if len(known) <= _A_FEW else []
 
 
 def callback_of(handle: Any) -> Callable[..., Any] | None:
@@ -24,7 +31,7 @@ def callback_of(handle: Any) -> Callable[..., Any] | None:
     if hasattr(handle, "_callback"):
         found = handle._callback
     else:
-        found = next((one for one in _fields(handle) if callable(one) and not isinstance(one, type)), None)
+        found = next((one for one in _fields(handle) if callable(one) and one is not type(handle)), None)
     return found
 
 
