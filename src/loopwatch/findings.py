@@ -237,8 +237,7 @@ class EventLoopBlock:
         if self.thread_name and self.thread_name != "MainThread":
             lines.append(f"Thread: {printable(self.thread_name)}")
         if self.scattered and self.heaviest is not None:
-            name, seconds = self.heaviest
-            lines.append(f"Callbacks: {self.callbacks} in one iteration, heaviest {name!r} ({seconds:.3f}s)")
+            lines.append(f"Callbacks: {callbacks_text(self)}")
         if self.starved >= self.duration / 10 > 0:
             lines.append(f"Starved: {self.starved:.3f}s of it, the CPU was busy with other work")
         if self.stopped >= self.duration / 10 > 0:
@@ -247,6 +246,13 @@ class EventLoopBlock:
         if omitted:
             lines.append(f"Depth: {omitted} frames in the middle of the stack are left out")
         return lines
+
+
+def callbacks_text(block: EventLoopBlock) -> str:
+    """How many callbacks there were, and the heaviest of them."""
+    name, seconds = block.heaviest or ("?", 0.0)
+    taken = f"{seconds:.3f}s" if seconds >= 0.001 else "under 1 ms"
+    return f"{block.callbacks} in one iteration, heaviest {name!r} ({taken})"
 
 
 def place_text(place: tuple[str, int, str] | None) -> str:

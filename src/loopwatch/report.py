@@ -5,7 +5,7 @@ import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
-from loopwatch.findings import Cause, EventLoopBlock, Segment
+from loopwatch.findings import Cause, EventLoopBlock, Segment, callbacks_text
 from loopwatch.printable import printable
 from loopwatch.stacks import format_stack, is_library, is_runner, qualified_name, user_frame
 from loopwatch.summary import Place, Summary
@@ -111,8 +111,7 @@ def block_text(block: EventLoopBlock, paint: Paint = plain, process: int | None 
     head = paint("bad", f"BLOCK {block.duration:.3f}s") + "  " + paint("place", short_place(block.culprit))
     lines = [f"{head}  cause: {block.why}" + (f"  [{', '.join(who)}]" if who else "")]
     if block.scattered and block.heaviest is not None:
-        name, seconds = block.heaviest
-        lines.append(f"  {block.callbacks} callbacks in one iteration, heaviest {name!r} ({seconds:.3f}s)")
+        lines.append(f"  callbacks: {callbacks_text(block)}")
     lines += [f"  also {seconds:.3f}s  {short_place(place)}: {why}" for place, seconds, why in other_places(block)]
     if block.blocking_stack:
         lines.append(format_stack(shown_frames(block.blocking_stack)).rstrip("\n"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import threading
 import traceback
@@ -98,6 +99,7 @@ def test_many_callbacks_are_told_from_one(raw: Any) -> None:
     assert block.scattered
     assert block.callbacks == 812
     assert "Callbacks: 812 in one iteration, heaviest 'x' (0.015s)" in str(block)
+    assert "heaviest 'x' (under 1 ms)" in str(dataclasses.replace(block, heaviest=("x", 4e-5)))
 
 
 def test_what_was_sampled_for_long_is_not_shared_with_those_before_it(raw: Any) -> None:
