@@ -210,6 +210,23 @@ find_in_thread_state(PyObject *loop, PyObject *task)
     return 0;
 }
 
+/* The same where no task runs: asyncio is told for a moment that one does, which nobody else can see under the GIL. */
+static size_t
+find_by_entering(PyObject *tasks, PyObject *loop)
+{
+    PyObject *mark = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type), *left = NULL;
+    PyObject *entered = mark ? PyObject_CallMethod(tasks, "_enter_task", "OO", loop, mark) : NULL;
+    size_t found = 0;
+    if (entered != NULL) {
+        found = find_in_thread_state(loop, mark);
+        left = PyObject_CallMethod(tasks, "_leave_task", "OO", loop, mark);
+    }
+    Py_XDECREF(left);
+    Py_XDECREF(entered);
+    Py_XDECREF(mark);
+    return found;
+}
+
 void
 lw_layout_running_task(PyObject *loop)
 {
@@ -231,7 +248,10 @@ lw_layout_running_task(PyObject *loop)
         goto end;
     }
     task = PyObject_CallMethod(asyncio, "current_task", "O", loop);
-    if (task != NULL && task != Py_None) {
+    if (task == Py_None) {
+        lw_alay.ts_task = find_by_entering(tasks, loop);
+    }
+    else if (task != NULL) {
         lw_alay.ts_task = find_in_thread_state(loop, task);
     }
 end:

@@ -133,6 +133,62 @@ def test_a_block_that_goes_on_when_the_program_ends_counts(tmp_path: Path, how: 
     assert block["thread"]["name"] == ("MainThread" if how == "os._exit" else "Thread-1 (<lambda>)")
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_block_that_goes_on_during_a_fork_is_the_parents(tmp_path: Path, loop: str) -> None:
+    source = f"""
+        import asyncio, os, time
+        import {loop} as runs
+        async def main():
+            await asyncio.sleep(0.01)
+            time.sleep(0.12)
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+        runs.run(main())
+        """
+    write(tmp_path / "app.py", source)
+    done = loopwatch_run("--threshold", 0.05, "app.py", cwd=tmp_path)
+    assert done.stderr.count("BLOCK ") == 1 and ", process " not in done.stderr, done.stderr
+
+
+def test_the_task_of_a_uvloop_is_named(tmp_path: Path) -> None:
+    """The loop is watched from before its first task runs, out of which asyncio's place for it could be learnt."""
+    source = """
+        import asyncio, time, uvloop
+        async def main():
+            asyncio.current_task().set_name("the one")
+            await asyncio.sleep(0.01)
+            time.sleep(0.12)
+        uvloop.run(main())
+        """
+    write(tmp_path / "app.py", source)
+    done = loopwatch_run("--threshold", 0.05, "app.py", cwd=tmp_path)
+    assert done.stderr.count("BLOCK ") == 1 and "[task 'the one', thread 'MainThread']" in done.stderr, done.stderr
+
+
+def test_threads_that_end_the_process_at_once_lose_no_report(tmp_path: Path) -> None:
+    source = """
+        import asyncio, os, threading, time
+        async def blocked():
+            for _ in range(1000):
+                await asyncio.sleep(0)
+                time.sleep(0.03)
+        for _ in range(3):
+            threading.Thread(target=lambda: asyncio.run(blocked()), daemon=True).start()
+        time.sleep(0.3)
+        together = threading.Barrier(3)
+        for _ in range(3):
+            threading.Thread(target=lambda: (together.wait(), os._exit(0))).start()
+        time.sleep(30)
+        """
+    write(tmp_path / "app.py", source)
+    done = loopwatch_run("--threshold", 0.02, "--fail-on-block", "--json", "out.json", "app.py", cwd=tmp_path)
+    assert done.returncode == 86 and "blocks of 0.020s or longer" in done.stderr, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["block_count"] > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["app.py", "out.json"]
+
+
 def test_blocks_of_several_loops_have_numbers_of_their_own(tmp_path: Path) -> None:
     source = """
         import asyncio, threading, time

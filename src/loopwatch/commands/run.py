@@ -41,6 +41,7 @@ _SHORTEST_INTERVAL_NS = 1_000_000
 _ENDINGS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 _FRESH_STARTS = {"multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"}
 _FIRST_DESCRIPTOR = 100  # out of the way: a program must find the low numbers as free as ever
+_LONGEST_FINISH = 10.0
 
 
 def command(argv: Sequence[str]) -> int:
@@ -75,7 +76,9 @@ class Recorder:
         self.terminal = Terminal(_copy_of_stderr())
         self.pid = os.getpid()
         self._born_ns = 0
+        self._process = self.pid  # whose blocks these are: a forked child's own, once it has begun anew
         self._finished = False
+        self._finishing = threading.RLock()
         self._fresh_starts = _FRESH_STARTS
         threshold_ns = nanoseconds("threshold", options.threshold)
         interval_ns = max(min(_CHECK_INTERVAL_NS, threshold_ns // 10), _SHORTEST_INTERVAL_NS)
@@ -100,8 +103,8 @@ class Recorder:
 
     def on_block(self, raw: "RawBlock", loop: str) -> None:
         """Take in a block that has just ended.  Runs in the loop's thread; never raises."""
-        if raw["start_ns"] < self._born_ns:
-            return  # it began before the fork: the parent reports it
+        if raw["start_ns"] < self._born_ns or self._process != os.getpid():
+            return  # it began before the fork, or is cut off by it before we begin anew: the parent reports it
         try:
             block = block_from_raw(raw, self.summary.next_id(), loop=loop)
             if self.summary.add(block, raw["dropped"]) and not self.options.quiet:
@@ -147,7 +150,9 @@ class Recorder:
     def _begin_anew(self) -> None:
         """This process is a forked child: what happened before belongs to the parent."""
         self._born_ns = time.monotonic_ns()
+        self._process = os.getpid()
         self._finished = False
+        self._finishing = threading.RLock()
         self._fresh_starts = _FRESH_STARTS - sys.modules.keys()
         self.summary.clear()
         util: Any = sys.modules.get("multiprocessing.util")
@@ -164,7 +169,18 @@ class Recorder:
         return self.summary.count > 0
 
     def finish(self) -> None:
-        """Print the summary and write the file, once.  In a forked child: its own blocks only, and no file."""
+        """Print the summary and write the file, once.  In a forked child: its own blocks only, and no file.
+
+        Another thread that ends the process meanwhile waits until all is written, for a while.
+        """
+        waited = self._finishing.acquire(timeout=_LONGEST_FINISH)
+        try:
+            self._finish()
+        finally:
+            if waited:
+                self._finishing.release()
+
+    def _finish(self) -> None:
         if self._finished:
             return
         self.watch.cut()
